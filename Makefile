@@ -1,0 +1,45 @@
+# `make demo` and `make test` do all the set-up on a fresh machine.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO ?= outputs/demo
+# The CPU build of torch: gigabytes of CUDA are never pulled unasked. On a GPU machine say
+# `make TORCH=torch==2.13.0`, on macOS that is the default.
+ifeq ($(shell uname -s),Darwin)
+TORCH ?= torch==2.13.0
+else
+TORCH ?= torch==2.13.0+cpu
+endif
+
+.PHONY: demo test test-slow style check clean
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install -q $(TORCH) || \
+	  { echo "No CPU wheel of torch was found: add PyTorch's CPU index to pip (https://pytorch.org/get-started)," \
+	    "or accept another build with: make TORCH=torch==2.13.0"; exit 1; }
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	  examples/train_mnist.py --dataset_name digits --output_dir $(DEMO) --block_out_channels 32 64 \
+	  --train_batch_size 64 --max_train_steps 3000 --validation_steps 1500 --checkpointing_steps 1500
+	$(BIN)/python examples/sample_mnist.py $(DEMO)
+	$(BIN)/python examples/evaluate.py $(DEMO) --dataset_name digits --num_samples 500
+	@echo "The pipeline, its pictures and its figures are in $(DEMO)."
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 -q
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 -q -m slow
+
+style: $(VENV)/installed
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+check: $(VENV)/installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) outputs build dist src/*.egg-info

@@ -1,0 +1,126 @@
+"""Draw digits from one trained network, as an ODE and as an SDE.
+
+    python examples/sample_mnist.py outputs/mnist
+
+loads the pipeline with `from_pretrained`, a folder or a Hub id, and writes two pictures beside it:
+`ode_and_sde.png`, samples of every class from both processes, and `trajectories.png`, the same
+noise on its way to a digit along the ODE and along the SDE.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from transformers import HfArgumentParser
+
+from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+@dataclass
+class SamplingArguments:
+    """Command line."""
+
+    model: str = field(metadata={"help": "A saved pipeline: a folder or a Hub id."})
+    output_dir: str | None = field(default=None, metadata={"help": "By default the model folder."})
+    ode_steps: int = 20
+    sde_steps: int = 50
+    diffusion: str = field(default="memoryless", metadata={"help": "Coefficient of the SDE."})
+    guidance_scale: float = 1.0
+    seed: int = 0
+
+
+def processes(pipe: FlowMatchingPipeline, args: SamplingArguments):  # noqa: ANN201
+    """Yield a title and a number of steps, with the pipeline's scheduler set for each process."""
+    for title, diffusion, steps in (
+        (f"ODE, {args.ode_steps} steps", None, args.ode_steps),
+        (f"SDE ({args.diffusion}), {args.sde_steps} steps", args.diffusion, args.sde_steps),
+    ):
+        pipe.scheduler = GaussianFlowScheduler.from_config(
+            pipe.scheduler.config, diffusion=diffusion
+        )
+        yield title, steps
+
+
+def montage(images: np.ndarray) -> np.ndarray:
+    """Join images `(rows, columns, height, width, channels)` into one."""
+    rows = [np.concatenate(row, axis=1) for row in images]
+    return np.concatenate(rows, axis=0)
+
+
+def plot_samples(pipe: FlowMatchingPipeline, args: SamplingArguments, file: Path) -> None:
+    """Write six samples of every class from each process, side by side."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 7), layout="constrained")
+    for axis, (title, steps) in zip(axes, processes(pipe, args), strict=True):
+        images = pipe(
+            class_labels=list(range(pipe.num_classes)),
+            num_images_per_label=6,
+            num_inference_steps=steps,
+            guidance_scale=args.guidance_scale,
+            generator=torch.Generator().manual_seed(args.seed),
+            output_type="np",
+        ).images
+        size = images.shape[1]
+        images = images.reshape(pipe.num_classes, 6, *images.shape[1:])
+        axis.imshow(montage(images), cmap="gray", vmin=0, vmax=1)
+        axis.set_title(title)
+        axis.set_yticks(size * (np.arange(pipe.num_classes) + 0.5), range(pipe.num_classes))
+        axis.set_xticks([])
+        axis.set_ylabel("class")
+    figure.suptitle("One network, two processes")
+    figure.savefig(file, dpi=130)
+
+
+def plot_trajectories(pipe: FlowMatchingPipeline, args: SamplingArguments, file: Path) -> None:
+    """Write the way of the same noise to four digits, along each process."""
+    labels = [pipe.num_classes * i // 4 for i in range(4)]
+    shown = np.linspace(0, 1, 11)
+    figure, axes = plt.subplots(2, 1, figsize=(10, 8), layout="constrained")
+    for axis, (title, steps) in zip(axes, processes(pipe, args), strict=True):
+        noise = pipe.prepare_latents(4, torch.Generator().manual_seed(args.seed), None)
+        path = [noise]
+
+        def record(pipe, index, timestep, tensors, path=path):  # noqa: ANN001, ANN202
+            path.append(tensors["latents"])
+            return tensors
+
+        pipe(
+            class_labels=labels,
+            latents=noise,
+            num_inference_steps=steps,
+            guidance_scale=args.guidance_scale,
+            generator=torch.Generator().manual_seed(args.seed + 1),
+            callback_on_step_end=record,
+        )
+        frames = torch.stack([path[round(t * (len(path) - 1))] for t in shown], dim=1)
+        frames = frames.permute(0, 1, 3, 4, 2).cpu().numpy()
+        size = frames.shape[2]
+        axis.imshow(montage((frames / 2 + 0.5).clip(0, 1)), cmap="gray", vmin=0, vmax=1)
+        axis.set_title(title)
+        axis.set_xticks(size * (np.arange(len(shown)) + 0.5), [f"{t:.1f}" for t in shown])
+        axis.set_yticks(size * (np.arange(4) + 0.5), labels)
+        axis.set_ylabel("class")
+    axes[-1].set_xlabel("share of the steps from noise (0) to data (1)")
+    figure.suptitle("From the same noise to a digit")
+    figure.savefig(file, dpi=130)
+
+
+def main(args: SamplingArguments) -> None:
+    """Write both pictures and say where they are."""
+    pipe = FlowMatchingPipeline.from_pretrained(args.model)
+    pipe.set_progress_bar_config(disable=True)
+    folder = Path(args.output_dir or args.model)
+    for plot, name in (
+        (plot_samples, "ode_and_sde.png"),
+        (plot_trajectories, "trajectories.png"),
+    ):
+        plot(pipe, args, folder / name)
+        print(f"wrote {folder / name}")
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(SamplingArguments).parse_args_into_dataclasses()[0])

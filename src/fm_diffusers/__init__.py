@@ -1,0 +1,23 @@
+r"""Flow matching for diffusers: train one model, sample it as an ODE or as an SDE, on any path."""
+
+__version__ = "0.1.0"
+
+from fm_diffusers.diffusions import DIFFUSIONS, Diffusion
+from fm_diffusers.grids import GRIDS
+from fm_diffusers.paths import PATHS, GaussianPath
+from fm_diffusers.pipeline import FlowMatchingPipeline
+from fm_diffusers.predictions import PREDICTIONS
+from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.solvers import SOLVERS
+
+__all__ = [
+    "DIFFUSIONS",
+    "Diffusion",
+    "FlowMatchingPipeline",
+    "GRIDS",
+    "GaussianFlowScheduler",
+    "GaussianPath",
+    "PATHS",
+    "PREDICTIONS",
+    "SOLVERS",
+]

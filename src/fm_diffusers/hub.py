@@ -1,0 +1,78 @@
+"""A pipeline on the Hub: `push_to_hub`, then `from_pretrained` in another process.
+
+diffusers takes a component of a foreign package only from a file of the repository, and runs that
+file only with `trust_remote_code=True`. So a saved pipeline names two files of two lines, which
+import the installed package: `DiffusionPipeline` runs them, our own class reads past them. Their
+names are part of the saved format.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import file_exists
+
+PIPELINE_FILE, SCHEDULER_FILE = "pipeline_flow_matching", "scheduling_gaussian_flow"
+SCHEDULER_MODULE = "fm_diffusers.scheduler"
+SHIM = '''"""Imports the installed package {package}; without it this model cannot be loaded."""
+from {module} import {name}  # noqa: F401
+'''
+CARD = """---
+library_name: diffusers
+tags:
+- flow-matching
+- fm_diffusers
+---
+# {repo_id}
+
+```python
+from fm_diffusers import FlowMatchingPipeline
+
+pipe = FlowMatchingPipeline.from_pretrained("{repo_id}")
+```
+"""
+
+
+def write_shim(file: Path, module: str, name: str) -> None:
+    """Write a file that stands for a class of an installed package."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(SHIM.format(package=module.split(".")[0], module=module, name=name))
+
+
+class HubShims:
+    """Saving and loading for the Hub, to stand before `DiffusionPipeline` among the bases."""
+
+    def to_json_file(self, json_file_path: str | Path) -> None:
+        """Write the index of the pipeline, and beside it the files that the index names."""
+        file, index = Path(json_file_path), json.loads(self.to_json_string())
+        name, (library, scheduler) = type(self).__name__, index["scheduler"]
+        index["_class_name"] = [PIPELINE_FILE, name]
+        write_shim(file.with_name(f"{PIPELINE_FILE}.py"), type(self).__module__, name)
+        if library == SCHEDULER_MODULE:
+            index["scheduler"] = [SCHEDULER_FILE, scheduler]
+            write_shim(file.parent / "scheduler" / f"{SCHEDULER_FILE}.py", library, scheduler)
+        file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | Path, **kwargs: Any) -> dict[str, Any]:
+        """Read an index: the pipeline is the class that was asked for, not the repository's."""
+        index = super()._dict_from_json_file(json_file, **kwargs)
+        if isinstance(index["_class_name"], list):
+            index["_class_name"] = index["_class_name"][1]
+        return index
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, ...]:
+        """Take our scheduler from the installed module, not from the repository's file."""
+        library, name = config_dict["scheduler"]
+        if library == SCHEDULER_FILE:
+            config_dict = {**config_dict, "scheduler": [SCHEDULER_MODULE, name]}
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    def _upload_folder(
+        self, working_dir: str | Path, repo_id: str, token: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Upload, with our card at the top of a repository that has none."""
+        if not kwargs.get("subfolder") and not file_exists(repo_id, "README.md", token=token):
+            Path(working_dir, "README.md").write_text(CARD.format(repo_id=repo_id))
+        return super()._upload_folder(working_dir, repo_id, token=token, **kwargs)

@@ -1,0 +1,344 @@
+r"""`GaussianFlowScheduler`: every Gaussian path and solver in diffusers' scheduler API.
+
+Time runs as diffusers users expect it: `timesteps` descend from `num_train_timesteps` (noise) to 0
+(data), `timestep = num_train_timesteps (1 - t)` with the `t` of the theory (0 noise, 1 data), and
+`sigmas = 1 - t`. The network is fed `timesteps`. Its output is what `config.prediction_type` says.
+
+The scheduler only keeps the place in a solver's plan; the mathematics is in
+`fm_diffusers.solvers`, and a sampling loop equals `fm_diffusers.solvers.integrate` bit for bit.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from fm_diffusers.diffusions import Diffusion, get_diffusion
+from fm_diffusers.grids import GRIDS
+from fm_diffusers.paths import PATHS, GaussianPath
+from fm_diffusers.predictions import check_prediction, target
+from fm_diffusers.solvers import SOLVERS, Solver, Step, combine, update
+
+#: Where a default grid starts if the model says nothing at t = 0: alpha/(alpha + beta) there.
+INSIDE = 0.01
+
+
+@dataclass
+class GaussianFlowSchedulerOutput(BaseOutput):
+    """Output of `GaussianFlowScheduler.step`.
+
+    Attributes:
+        prev_sample: the sample at the next timestep, in the dtype of the model output.
+        pred_original_sample: the data that the model output predicts, E[z | sample].
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor
+
+
+class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
+    r"""Samples a flow or diffusion model as an ODE or as an SDE, on any Gaussian path.
+
+    .. math:: dX = \Big[u_t + \tfrac{\sigma_t^2}{2} \nabla\log p_t\Big] dt + \sigma_t\, dW
+
+    Args:
+        num_train_timesteps: scale of the time that the network is fed.
+        path: the path of the training, a name in `PATHS`.
+        path_kwargs: its parameters.
+        prediction_type: what the network predicts, a name in `PREDICTIONS`. `velocity` is dx/dt
+            from noise to data; diffusers' flow models predict its negative, `flow_prediction`.
+        solver: a name in `SOLVERS`.
+        solver_kwargs: its parameters.
+        diffusion: the coefficient :math:`\sigma_t` of dW, a name in `DIFFUSIONS`; None is the ODE.
+        diffusion_kwargs: its parameters, `{"scale": c}`.
+        grid: spacing of the timesteps, a name in `GRIDS`.
+        grid_kwargs: its parameters.
+        t_min: first time of the grid (0 is noise). None is 0, or, where the model's prediction
+            determines no velocity there (noise and score models on paths with alpha = 0), the time
+            at which alpha/(alpha + beta) = 0.01.
+        t_max: last time of the grid (1 is data). None is 1.
+
+    Example:
+        >>> scheduler = GaussianFlowScheduler(solver="heun")
+        >>> scheduler.set_timesteps(2)
+        >>> scheduler.timesteps
+        tensor([1000.,  500.,  500.,    0.])
+        >>> sde = GaussianFlowScheduler.from_config(scheduler.config, diffusion="memoryless")
+
+    References: Lipman et al., https://arxiv.org/abs/2210.02747; Song et al.,
+    https://arxiv.org/abs/2011.13456; Ma et al., https://arxiv.org/abs/2401.08740.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        path: str = "linear",
+        path_kwargs: dict[str, float] | None = None,
+        prediction_type: str = "velocity",
+        solver: str = "exponential_multistep",
+        solver_kwargs: dict[str, Any] | None = None,
+        diffusion: str | None = None,
+        diffusion_kwargs: dict[str, float] | None = None,
+        grid: str = "uniform",
+        grid_kwargs: dict[str, float] | None = None,
+        t_min: float | None = None,
+        t_max: float | None = None,
+    ) -> None:
+        for name, table in (("path", PATHS), ("solver", SOLVERS), ("grid", GRIDS)):
+            if self.config[name] not in table:
+                raise ValueError(
+                    f"unknown {name} {self.config[name]!r}: choose one of {', '.join(table)}"
+                )
+        if not 0 <= (t_min or 0) < (1 if t_max is None else t_max) <= 1:
+            raise ValueError(f"0 <= t_min < t_max <= 1 must hold, got {t_min} and {t_max}")
+        check_prediction(prediction_type)
+        self.path: GaussianPath = PATHS[path](**(path_kwargs or {}))
+        self.order = self._solver().evaluations
+        self.sigmas = torch.arange(num_train_timesteps, 0, -1) / num_train_timesteps
+        self.timesteps = num_train_timesteps * self.sigmas
+        self.num_inference_steps: int | None = None
+        self._plan: list[Step] = []
+        self._to_sample: list[tuple[float, float]] = []
+        self._reset(None)
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def to_time(self, timesteps: Tensor) -> Tensor:
+        """Return the time `t = 1 - timesteps/num_train_timesteps` (0 noise, 1 data)."""
+        return 1 - timesteps / self.config.num_train_timesteps
+
+    def to_timestep(self, t: Tensor) -> Tensor:
+        """Return `num_train_timesteps (1 - t)`, what the network is fed at time `t`."""
+        return self.config.num_train_timesteps * (1 - t)
+
+    @property
+    def diffusion(self) -> Diffusion | None:
+        """The coefficient of dW, or None for the ODE."""
+        name = self.config.diffusion
+        return (
+            None if name is None else get_diffusion(name, **(self.config.diffusion_kwargs or {}))
+        )
+
+    def _solver(self) -> Solver:
+        make, parameters = SOLVERS[self.config.solver], self.config.solver_kwargs or {}
+        return make(
+            path=self.path,
+            prediction=self.config.prediction_type,
+            diffusion=self.diffusion,
+            **parameters,
+        )
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: list[float] | np.ndarray | Tensor | None = None,
+        mu: float | None = None,
+        timesteps: list[float] | np.ndarray | Tensor | None = None,
+    ) -> None:
+        """Choose the grid and compute the weights of every step, in float64.
+
+        Args:
+            num_inference_steps: number of intervals; each costs `order` model evaluations, one
+                where the model's prediction type is singular at the interval's end.
+            device: where `timesteps` live.
+            sigmas: noise times `1 - t` at which the intervals start, descending; the end of the
+                grid is added.
+            mu: passed by diffusers' flow pipelines; this grid does not depend on it.
+            timesteps: the same starts, on the scale of the network.
+
+        Raises:
+            ValueError: if not exactly one of the three says where to go, or the model says nothing
+                at one of the times.
+        """
+        solver, last = self._solver(), 1.0 if self.config.t_max is None else self.config.t_max
+        scale = self.config.num_train_timesteps
+        if sigmas is not None and timesteps is not None:
+            raise ValueError("give sigmas or timesteps, not both")
+        if sigmas is not None or timesteps is not None:
+            starts = timesteps if sigmas is None else scale * np.asarray(sigmas, dtype=np.float64)
+            starts = torch.as_tensor(np.asarray(starts, dtype=np.float64))
+            times = torch.cat([self.to_time(starts), torch.tensor([last], dtype=torch.float64)])
+        elif num_inference_steps is None or num_inference_steps < 1:
+            raise ValueError(
+                f"num_inference_steps must be at least 1, got {num_inference_steps}; "
+                "or give sigmas or timesteps"
+            )
+        else:
+            first = self._first_time(solver) if self.config.t_min is None else self.config.t_min
+            parameters = self.config.grid_kwargs or {}
+            times = GRIDS[self.config.grid](num_inference_steps, first, last, **parameters)
+        # the times that float32 timesteps stand for, so that model and solver agree on them
+        times = self.to_time(self.to_timestep(times).float().double())
+        self.num_inference_steps = len(times) - 1
+        self._times, self._plan = times, solver.plan(times)
+        self._to_sample = [solver.convert("sample", step.t) for step in self._plan]
+        nodes = torch.tensor([step.t for step in self._plan] + [times[-1]], dtype=torch.float64)
+        self.timesteps = self.to_timestep(nodes[:-1]).to(device, torch.float32)
+        self.sigmas = (1 - nodes).to(device, torch.float32)
+        self._reset(None)
+
+    def _first_time(self, solver: Solver) -> float:
+        if solver.exists(0.0) and all(map(math.isfinite, solver.convert("sample", 0.0))):
+            return 0.0
+        return self.path.time(torch.logit(torch.tensor(INSIDE, dtype=torch.float64))).item()
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the noise that sampling starts from, beta at the first time."""
+        first = self._plan[0].t if self._plan else 0.0
+        return self.path.beta(first).item()
+
+    # --- the place in the plan -------------------------------------------------------------------
+
+    @property
+    def step_index(self) -> int | None:
+        """Index of the next `step` in `timesteps`; None before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Index at which the loop begins, as set by `set_begin_index`."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin the loop at `timesteps[begin_index]`, which must be the start of an interval."""
+        self._reset(begin_index)
+
+    def index_for_timestep(
+        self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None
+    ) -> int:
+        """Return the index of the nearest timestep at which an interval starts.
+
+        Solvers with several evaluations ask at an interval's end and again at the start of the
+        next; a loop begins at the latter. In another schedule it is the nearest of all.
+        """
+        if schedule_timesteps is not None or not self._plan:
+            schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
+            return (schedule - torch.as_tensor(timestep).to(schedule)).abs().argmin().item()
+        starts = self._starts
+        distance = self.timesteps[starts] - torch.as_tensor(timestep).to(self.timesteps)
+        return starts[distance.abs().argmin().item()]
+
+    @property
+    def _starts(self) -> list[int]:
+        """Indices of the timesteps at which an interval starts."""
+        ends = [i + 1 for i, step in enumerate(self._plan) if step.ends_interval]
+        return [0, *ends[:-1]]
+
+    def _reset(self, begin_index: int | None) -> None:
+        self._begin_index, self._step_index = begin_index, None
+        self._memory: tuple[Tensor, ...] = ()
+
+    def _begin(self, timestep: float | Tensor) -> None:
+        if not self._plan:
+            raise ValueError("call set_timesteps before step: there is no grid to step on yet")
+        index = self._begin_index
+        if index is None:
+            index = self.index_for_timestep(timestep)
+        starts = self._starts
+        if index not in starts:
+            raise ValueError(
+                f"a loop begins at the start of an interval, one of the indices {starts}, "
+                f"got index {index}"
+            )
+        self._step_index = index
+        # a solver with a history has none here: its plan starts afresh
+        rest = self._times[starts.index(index) :]
+        self._plan = self._plan[:index] + self._solver().plan(rest)
+
+    # --- sampling --------------------------------------------------------------------------------
+
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
+        """Return the sample as it is: the network is fed what the path says."""
+        return sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> GaussianFlowSchedulerOutput | tuple[Tensor, Tensor]:
+        """Take one model output and return the sample at which the model is asked next.
+
+        Args:
+            model_output: what the network predicted, shape `(batch, ...)`.
+            timestep: the current one of `timesteps`; it decides where a loop begins.
+            sample: the current sample.
+            generator: of the noise of an SDE, or one for each sample.
+            return_dict: whether to return a `GaussianFlowSchedulerOutput` or a tuple.
+            **kwargs: what diffusers' pipelines pass to other schedulers; not used.
+
+        Raises:
+            ValueError: before `set_timesteps`, past the last timestep, or for unequal shapes.
+        """
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"model_output and sample must have one shape, got {tuple(model_output.shape)} "
+                f"and {tuple(sample.shape)}"
+            )
+        if self._step_index is None:
+            self._begin(timestep)
+        if self._step_index >= len(self._plan):
+            raise ValueError(
+                f"all {len(self._plan)} timesteps are done: call set_timesteps to sample again"
+            )
+        step = self._plan[self._step_index]
+        dtype = torch.promote_types(
+            torch.promote_types(model_output.dtype, sample.dtype), torch.float32
+        )
+        x, q = sample.to(dtype), model_output.to(dtype)
+        noise = None
+        if step.draws:
+            noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=dtype)
+        original = combine(self._to_sample[self._step_index], (x, q))
+        x, self._memory = update(step, self._memory, x, q, noise)
+        self._step_index += 1
+        x, original = x.to(model_output.dtype), original.to(model_output.dtype)
+        return GaussianFlowSchedulerOutput(x, original) if return_dict else (x, original)
+
+    # --- training --------------------------------------------------------------------------------
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        r"""Return :math:`x_t = \alpha_t z + \beta_t \varepsilon` at `timesteps`, of any value.
+
+        Args:
+            original_samples: data, shape `(batch, ...)`.
+            noise: standard normal noise of that shape.
+            timesteps: shape `(batch,)` or one for all.
+        """
+        return self.path.flow_map(original_samples, noise, self._times_of(timesteps, noise))
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """Return `add_noise(sample, noise, timestep)`, in the order of flow pipelines."""
+        return self.add_noise(sample, noise, timestep)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        r"""Return :math:`\alpha_t \varepsilon - \beta_t z`, the target of `v_prediction` models.
+
+        That is diffusers' meaning of the name. The velocity dx/dt of the path is
+        `target(scheduler.path, "velocity", ...)` in `fm_diffusers.predictions`.
+        """
+        t = self._times_of(timesteps, noise)
+        return target(self.path, "v_prediction", sample, noise, t)
+
+    def _times_of(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        t = self.to_time(torch.as_tensor(timesteps).to(like.device, dtype))
+        return t[0] if t.shape == (1,) else t
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps

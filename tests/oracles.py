@@ -1,0 +1,43 @@
+"""Exact oracles that the tests share."""
+
+import torch
+
+from fm_diffusers.fields import GaussianMixture
+from fm_diffusers.solvers import integrate
+
+STD = 0.5
+#: Data N(0, 0.5^2), one component in one dimension.
+GAUSSIAN = GaussianMixture(torch.zeros(1, 1, dtype=torch.float64), STD)
+
+
+def mixture(seed=0, components=4, dim=3):
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(components, dim, generator=generator, dtype=torch.float64)
+    stds = 0.2 + torch.rand(components, generator=generator, dtype=torch.float64)
+    return GaussianMixture(means, stds, 1 + torch.rand(components, generator=generator))
+
+
+def marginal_std(path, t):
+    c = path(t)
+    return (c.alpha**2 * STD**2 + c.beta**2).sqrt()
+
+
+def gaussian_std(solver, times):
+    """Return the exact standard deviation of what `solver` makes of Gaussian data.
+
+    The field is linear, so a sample is a linear function of the initial noise and of every noise
+    drawn on the way. Carrying the coefficients of these independent sources as a batch gives the
+    variance as the sum of their squares, without sampling.
+    """
+    draws = sum(step.draws for step in solver.plan(times))
+    x = torch.zeros(draws + 1, 1, dtype=torch.float64)
+    x[0] = marginal_std(solver.path, times[0])
+    sources = iter(torch.eye(draws + 1, dtype=torch.float64)[1:, :, None])
+    field = GAUSSIAN.field(solver.path, solver.prediction)
+    return integrate(solver, field, x, times, lambda t, s: next(sources)).norm().item()
+
+
+def slope(errors):
+    """Return the order of convergence from errors at step sizes that halve."""
+    errors = torch.tensor(errors, dtype=torch.float64)
+    return torch.log2(errors[:-1] / errors[1:])[-1].item()

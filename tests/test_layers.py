@@ -1,0 +1,55 @@
+"""Imports go down the floors only, and nothing below the scheduler knows diffusers."""
+
+import ast
+from pathlib import Path
+
+import fm_diffusers
+
+ROOT = Path(fm_diffusers.__file__).parent
+FLOORS = [
+    {"paths", "grids"},
+    {"predictions", "diffusions"},
+    {"fields", "objectives", "solvers"},
+    {"scheduler", "hub"},
+    {"pipeline"},
+]
+
+
+def floor(name):
+    return next(i for i, names in enumerate(FLOORS) if name in names)
+
+
+def imports(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def test_imports_go_down_the_floors():
+    for file in ROOT.rglob("*.py"):
+        if file == ROOT / "__init__.py":
+            continue
+        own = file.relative_to(ROOT).with_suffix("").parts[0]
+        for name in imports(file):
+            if name.startswith("fm_diffusers."):
+                other = name.split(".")[1]
+                assert own == other or floor(other) < floor(own), f"{file}: {name}"
+            if name.startswith("diffusers"):
+                assert floor(own) >= floor("scheduler"), f"{file}: {name}"
+
+
+def test_saved_module_paths_do_not_move():
+    scheduler, pipeline = fm_diffusers.GaussianFlowScheduler, fm_diffusers.FlowMatchingPipeline
+    assert scheduler.__module__ == "fm_diffusers.scheduler"
+    assert pipeline.__module__ == "fm_diffusers.pipeline"
+    # diffusers loads a class whose module has this name
+    assert "SchedulerMixin" in vars(__import__("fm_diffusers.scheduler", fromlist=["scheduler"]))
+
+
+def test_objects_below_the_scheduler_are_frozen_configuration():
+    path = fm_diffusers.PATHS["linear"]()
+    solver = fm_diffusers.SOLVERS["heun"](path)
+    for instance in (path, solver, fm_diffusers.DIFFUSIONS["memoryless"]):
+        assert instance.__dataclass_params__.frozen

@@ -1,0 +1,89 @@
+import math
+
+import pytest
+import torch
+
+from fm_diffusers.paths import PATHS, Cosine, Linear, Polynomial, VariancePreserving, expand_like
+
+INSIDE = torch.linspace(0.001, 0.999, 41, dtype=torch.float64)
+VARIANTS = [make() for make in PATHS.values()] + [
+    Polynomial(3.5),
+    Polynomial(1.0),
+    VariancePreserving(0.05, 12.0),
+    PATHS["variance_exploding"](0.002, 80.0),
+]
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=repr)
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+def test_derivatives_are_those_of_the_functions(path, name):
+    value, derivative = torch.func.jvp(getattr(path, name), (INSIDE,), (torch.ones_like(INSIDE),))
+    torch.testing.assert_close(value, getattr(path(INSIDE), name))
+    expected = getattr(path, f"d_{name}")(INSIDE)
+    assert ((derivative - expected).abs() <= 1e-10 * (1 + expected.abs())).all()
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=repr)
+def test_half_d_variance_is_the_derivative_of_half_the_variance(path):
+    def half_variance(t):
+        return path.beta(t) ** 2 / 2
+
+    _, derivative = torch.func.jvp(half_variance, (INSIDE,), (torch.ones_like(INSIDE),))
+    torch.testing.assert_close(path.half_d_variance(INSIDE), derivative, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=repr)
+def test_time_inverts_the_log_snr_which_increases(path):
+    log_snr = path.log_snr(INSIDE)
+    assert (log_snr.diff() > 0).all()
+    torch.testing.assert_close(path.time(log_snr), INSIDE, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("path", [Linear(), Cosine(), Polynomial()], ids=repr)
+def test_ends_are_noise_and_data_exactly(path):
+    assert (path.alpha(0.0), path.beta(0.0)) == (0, 1)
+    assert (path.alpha(1.0), path.beta(1.0)) == (1, 0)
+    assert path.log_snr(0.0) == -math.inf
+    assert path.log_snr(1.0) == math.inf
+    assert path.time(torch.tensor(-math.inf)) == 0
+    assert path.time(torch.tensor(math.inf)) == 1
+
+
+def test_variance_preserving_ends():
+    path = VariancePreserving()
+    c = path(1.0)
+    assert (c.alpha, c.beta, c.d_beta) == (1, 0, -math.inf)
+    assert path.half_d_variance(1.0) == -path.d_alpha(1.0) == -0.05
+    assert math.isclose(path.alpha(0.0), math.exp(-(0.1 + 20) / 4))
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    torch.testing.assert_close(path.alpha(t) ** 2 + path.beta(t) ** 2, torch.ones_like(t))
+
+
+def test_variance_exploding_ends():
+    path = PATHS["variance_exploding"](0.01, 50.0)
+    assert path.beta(0.0) == 50
+    assert math.isclose(path.beta(1.0), 0.01, rel_tol=1e-12)
+
+
+def test_time_of_a_batch_multiplies_sample_by_sample_even_in_square_batches():
+    z, eps = torch.ones(4, 1, 4, 4), torch.zeros(4, 1, 4, 4)
+    x = Linear().flow_map(z, eps, torch.tensor([0.0, 0.25, 0.5, 1.0]))
+    assert x.flatten(1).unique(dim=1).flatten().tolist() == [0.0, 0.25, 0.5, 1.0]
+
+
+def test_time_of_another_batch_size_is_refused():
+    with pytest.raises(ValueError, match="one value for each of the 4 samples, got shape"):
+        expand_like(torch.zeros(3), torch.zeros(4, 1, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("polynomial", {"degree": 0.5}, "degree must be at least 1, got 0.5"),
+        ("variance_preserving", {"beta_min": 3.0, "beta_max": 2.0}, "beta_min < beta_max"),
+        ("variance_exploding", {"sigma_min": 0.0}, "0 < sigma_min"),
+    ],
+)
+def test_impossible_paths_are_refused(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        PATHS[name](**kwargs)

@@ -1,0 +1,289 @@
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
+
+datasets = pytest.importorskip("datasets")
+pytest.importorskip("sklearn")
+event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "examples" / "train_mnist.py"
+MNIST = ROOT.parent / "shared" / "datasets" / "mnist"
+WEIGHTS = Path("unet", "diffusion_pytorch_model.safetensors")
+#: 7 batches, two of them an update: 4 updates an epoch, the last one of a single batch.
+RUN = {"train_batch_size": 256, "gradient_accumulation_steps": 2, "max_train_steps": 6}
+TINY = {
+    "dataset_name": "digits",
+    "block_out_channels": [8, 32],
+    "lr_warmup_steps": 2,
+    "validation_steps": 10**6,
+    "checkpointing_steps": 10**6,
+}
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_mnist", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_mnist"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def train(script, tmp_path, monkeypatch):
+    """Return a function that trains in this process and returns the output folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    threads, output = torch.get_num_threads(), tmp_path / "output"
+
+    def run(**kwargs):
+        script.main(script.Arguments(**{"output_dir": str(output), **TINY, **kwargs}))
+        return output
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def command(**kwargs):
+    """Run the script as a user does, without a network."""
+    words = []
+    for name, value in kwargs.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *words], env=environment, capture_output=True, text=True
+    )
+
+
+def losses(output):
+    events = event_accumulator.EventAccumulator(str(output / "logs" / "train"))
+    events.Reload()
+    return [event.value for event in events.Scalars("loss")]
+
+
+def checkpoints(output):
+    return sorted(path.name for path in output.glob("checkpoint-*"))
+
+
+def draw(output, **kwargs):
+    pipe = FlowMatchingPipeline.from_pretrained(output)
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipe(num_inference_steps=2, output_type="pt", generator=generator, **kwargs).images
+
+
+def write_parquet(folder, side, mode="L", count=40):
+    """Write a data set in the layout of the Hub's MNIST."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    images = [PIL.Image.fromarray(image).convert(mode) for image in pixels]
+    names = [str(digit) for digit in range(4)]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    )
+    columns = {"image": images, "label": [i % 4 for i in range(count)]}
+    folder.mkdir()
+    data = datasets.Dataset.from_dict(columns, features=features)
+    data.to_parquet(folder / "train-00000-of-00001.parquet")
+    return str(folder)
+
+
+# --- one run -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Train from the command line, without a stop and with a checkpoint of every step."""
+    output = tmp_path_factory.mktemp("straight")
+    done = command(**TINY | RUN | {"checkpointing_steps": 1, "output_dir": output})
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def test_a_run_leaves_a_pipeline_a_picture_and_figures(straight):
+    assert draw(straight, class_labels=[3, 7], guidance_scale=2.0).shape == (2, 1, 8, 8)
+    pipe = FlowMatchingPipeline.from_pretrained(straight)
+    assert pipe.num_classes == 10 and isinstance(pipe.scheduler, GaussianFlowScheduler)
+    assert PIL.Image.open(straight / "samples.png").size == (10 * 8, 8 * 8)
+    figures = json.loads((straight / "training.json").read_text())
+    assert figures["steps"] == 6 and figures["parameters"] == pipe.unet.num_parameters()
+    assert len(losses(straight)) == 1
+    assert checkpoints(straight) == [f"checkpoint-{step}" for step in range(1, 7)]
+    assert not list(straight.glob("partial-*"))
+
+
+def test_what_is_saved_is_the_average_of_the_weights(straight):
+    saved = FlowMatchingPipeline.from_pretrained(straight).unet
+    ema = torch.load(straight / "checkpoint-6" / "custom_checkpoint_0.pkl", weights_only=False)
+    for weight, average in zip(saved.parameters(), ema["shadow_params"], strict=True):
+        assert torch.equal(weight, average)
+    last = load_file(straight / "checkpoint-6" / "model.safetensors")
+    assert any(not torch.equal(weight, last[name]) for name, weight in saved.state_dict().items())
+
+
+def assert_same_weights(output, straight):
+    for file in (WEIGHTS, Path("checkpoint-6", "model.safetensors")):
+        ours, theirs = load_file(output / file), load_file(straight / file)
+        assert ours.keys() == theirs.keys()
+        assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.parametrize("step", [3, 4], ids=["within an epoch", "between epochs"])
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(step, train, straight):
+    output = train(
+        **RUN, checkpointing_steps=6, resume_from_checkpoint=str(straight / f"checkpoint-{step}")
+    )
+    assert_same_weights(output, straight)
+
+
+def test_latest_resumes_from_the_newest_and_the_limit_drops_the_oldest(
+    train, straight, tmp_path, capsys
+):
+    for step in (1, 3, 5):
+        shutil.copytree(
+            straight / f"checkpoint-{step}", tmp_path / "output" / f"checkpoint-{step}"
+        )
+    output = train(
+        **RUN, checkpointing_steps=1, checkpoints_total_limit=2, resume_from_checkpoint="latest"
+    )
+    assert f"resumed from {output / 'checkpoint-5'}" in capsys.readouterr().out
+    assert checkpoints(output) == ["checkpoint-5", "checkpoint-6"]
+    assert_same_weights(output, straight)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"objective": "score_matching"}, {"prediction_type": "epsilon", "path": "cosine"}],
+    ids=["score_matching", "epsilon"],
+)
+def test_training_lowers_the_loss(kwargs, train):
+    output = train(**kwargs, train_batch_size=32, max_train_steps=60, learning_rate=3e-3)
+    first, last = losses(output)
+    assert last < 0.8 * first
+    config = FlowMatchingPipeline.from_pretrained(output).scheduler.config
+    assert config.prediction_type == kwargs.get("prediction_type", "velocity")
+    assert config.path == kwargs.get("path", "linear")
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def test_local_folders_in_the_layout_of_mnist_train(train, tmp_path):
+    data = write_parquet(tmp_path / "data", side=12)
+    output = train(dataset_name=data, train_batch_size=16, max_train_steps=2)
+    assert draw(output, class_labels=[0, 3]).shape == (2, 1, 12, 12)
+    assert FlowMatchingPipeline.from_pretrained(output).num_classes == 4
+
+
+def test_colour_images_train_without_labels_at_another_resolution(train, tmp_path):
+    data = write_parquet(tmp_path / "data", side=12, mode="RGB")
+    output = train(
+        dataset_name=data, label_column="", resolution=8, train_batch_size=16, max_train_steps=2
+    )
+    assert draw(output, batch_size=3).shape == (3, 3, 8, 8)
+    assert FlowMatchingPipeline.from_pretrained(output).num_classes == 0
+
+
+def test_images_and_labels_are_those_of_the_data_set(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    data = write_parquet(tmp_path / "data", side=6, mode="RGB", count=5)
+    images, labels = script.load_images(script.Arguments(dataset_name=data))
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 3), dtype=np.uint8)
+    assert torch.equal(images, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert labels.tolist() == [0, 1, 2, 3, 0]
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason=f"MNIST is not in {MNIST}")
+def test_mnist_trains(train):
+    output = train(dataset_name=str(MNIST), train_batch_size=16, max_train_steps=2)
+    assert draw(output, class_labels=list(range(10))).shape == (10, 1, 28, 28)
+    figures = json.loads((output / "training.json").read_text())
+    assert figures["steps"] == 2
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("widths", [[8, 16], [8, 32], [16, 16, 16]], ids=str)
+def test_narrow_networks_run(widths, script):
+    args, images = script.Arguments(block_out_channels=widths), torch.zeros(2, 1, 8, 8)
+    unet = script.make_unet(args, images, num_classes=10)
+    assert unet(images, 500.0, torch.tensor([0, 10])).sample.shape == images.shape
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def test_a_missing_data_set_is_refused_without_a_network(tmp_path):
+    done = command(
+        **TINY | {"dataset_name": str(tmp_path / "no_such_folder"), "output_dir": tmp_path / "out"}
+    )
+    assert done.returncode != 0
+    message = done.stderr.strip().splitlines()[-1]
+    assert "no_such_folder' is neither a local folder nor a data set" in message
+    assert "`digits` needs no network" in message
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"objective": "maximum_likelihood"}, r"--objective must be one of \('flow_matching'"),
+        (
+            {"objective": "flow_matching", "prediction_type": "score"},
+            r"predicts 'score' is unbounded at t = 1: choose another --prediction_type",
+        ),
+        (
+            {"objective": "score_matching", "prediction_type": "sample"},
+            r"predicts 'sample' is unbounded at t = 1: .* or the other --objective",
+        ),
+        ({"label_dropout": 1.5}, r"--label_dropout must lie in \[0, 1\], got 1.5"),
+        ({"report_to": "wandb", "hub_token": "hf_x"}, r"--hub_token would be logged by wandb"),
+        ({"path": "geodesic"}, r"unknown path 'geodesic': choose one of linear"),
+        ({"prediction_type": "x0"}, r"unknown prediction type 'x0': choose one of velocity"),
+        ({"time_sampler": "sobol"}, r"unknown time sampler 'sobol': choose one of uniform"),
+        ({"resolution": 16}, r"images of 'digits' have side 8: drop --resolution"),
+        (
+            {"block_out_channels": [8, 8, 8, 8, 32]},
+            r"side 8 cannot be halved 4 times: choose another --resolution or fewer "
+            r"--block_out_channels",
+        ),
+        ({"block_out_channels": [12, 32]}, r"block_out_channels"),
+        ({"train_batch_size": 2000}, r"--train_batch_size exceeds the 1797 images"),
+        (
+            {"resume_from_checkpoint": "checkpoint-77"},
+            r"--resume_from_checkpoint 'checkpoint-77' is not a folder; there are \[\], or say",
+        ),
+    ],
+)
+def test_impossible_arguments_are_refused(kwargs, message, train):
+    with pytest.raises(ValueError, match=message):
+        train(**{"train_batch_size": 32, "max_train_steps": 1, **kwargs})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (
+            {"image_column": "picture"},
+            r"no column \['picture'\], it has \['image', 'label'\]: choose with --image_column",
+        ),
+        ({"label_column": "digit"}, r"no column \['digit'\], it has \['image', 'label'\]"),
+        ({"resolution": 9}, r"side 9 cannot be halved 1 times: choose another --resolution"),
+        ({"train_batch_size": 41}, r"--train_batch_size exceeds the 40 images"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_data_are_refused(kwargs, message, train, tmp_path):
+    data = write_parquet(tmp_path / "data", side=12)
+    with pytest.raises(ValueError, match=message):
+        train(**{"dataset_name": data, "train_batch_size": 16, "max_train_steps": 1, **kwargs})
