@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO ?= outputs/demo
+CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 # The CPU build of torch: gigabytes of CUDA are never pulled unasked. On a GPU machine say
 # `make TORCH=torch==2.13.0`, on macOS that is the default.
 ifeq ($(shell uname -s),Darwin)
@@ -22,7 +23,8 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+	  --dynamo_backend no --num_cpu_threads_per_process $(CORES) \
 	  examples/train_mnist.py --dataset_name digits --output_dir $(DEMO) --block_out_channels 32 64 \
 	  --train_batch_size 64 --max_train_steps 3000 --validation_steps 1500 --checkpointing_steps 1500
 	$(BIN)/python examples/sample_mnist.py $(DEMO)

@@ -2,9 +2,10 @@
 
     accelerate launch examples/train_mnist.py --mixed_precision bf16 --push_to_hub
 
-trains a class-conditional U-Net on the Hub's MNIST. `--dataset_name` takes any other image data
-set of the Hub, a local folder, or `digits`: the 8x8 digits that scikit-learn ships, which need no
-network:
+trains a class-conditional U-Net on the Hub's MNIST. (On a CPU say `accelerate launch
+--num_cpu_threads_per_process 8 ...`: Accelerate's default is one thread.) `--dataset_name` takes
+any other image data set of the Hub, a local folder, or `digits`: the 8x8 digits that scikit-learn
+ships, which need no network:
 
     accelerate launch examples/train_mnist.py --dataset_name digits --block_out_channels 64 128 \
         --output_dir outputs/digits
@@ -250,8 +251,8 @@ def checkpoints(args: Arguments) -> list[Path]:
 CARD = """# {title}
 
 Class-conditional images by flow matching, trained with
-`fm_diffusers` on `{dataset}`. One network, sampled as an ODE (upper four rows) and as an SDE (lower
-four rows):
+`fm_diffusers` on `{dataset}`. One network, sampled as an ODE (upper four rows) and as an SDE
+(lower four rows):
 
 ![samples](samples.png)
 
@@ -334,9 +335,6 @@ def main(args: Arguments) -> None:
             "set ACCELERATE_USE_CPU=true to train on several CPU processes"
         )
     device = accelerator.device
-    if device.type == "cpu":  # `accelerate launch` leaves one thread
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-        torch.set_num_threads(max(1, cores // accelerator.num_processes))
     set_seed(args.seed)
     repo_id = None
     if args.push_to_hub and accelerator.is_main_process:  # now, so that it cannot fail at the end

@@ -36,7 +36,7 @@ def test_pictures(path, tmp_path):
         assert str(file) in run.stdout
         with Image.open(file) as image:
             pixels = np.asarray(image.convert("RGB"))
-        assert min(pixels.shape[:2]) >= 600
+        assert min(pixels.shape[:2]) >= 500
         inked = (pixels != 255).any(axis=2)
         assert 0.05 < inked.mean() < 0.95
         # no part of the picture is empty: every twelfth of its width shows something

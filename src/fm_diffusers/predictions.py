@@ -105,6 +105,15 @@ def _row(path: GaussianPath, prediction: str, t: Tensor) -> Row:
     return a, b, w * factor(path, t)
 
 
+def is_defined(path: GaussianPath, prediction: str, t: float | Tensor) -> bool:
+    """Whether the prediction's own target is finite at time `t`, a scalar.
+
+    Where it is not (the score at the data, the velocity of the variance-preserving path there) no
+    network can have learned it.
+    """
+    return bool(_row(path, prediction, as_time(t))[2] != 0)
+
+
 def conversion(
     path: GaussianPath, source: str, target: str, t: float | Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion
 from fm_diffusers.paths import GaussianPath
-from fm_diffusers.predictions import check_prediction, conversion
+from fm_diffusers.predictions import check_prediction, conversion, is_defined
 
 #: How far in log-SNR a step of order above 1 may overshoot, if it is not itself longer: beyond,
 #: one evaluation cannot follow. The marginals do not depend on the overshoot, and as steps shrink
@@ -140,8 +140,9 @@ class Solver:
         raise NotImplementedError
 
     def exists(self, t: float) -> bool:
-        """Whether the model's prediction determines a finite slope at `t`."""
-        return 0 <= t <= 1 and all(map(math.isfinite, self.slope(t)))
+        """Whether the model's prediction is defined at `t` and determines a finite slope."""
+        inside = 0 <= t <= 1 and is_defined(self.path, self.prediction, t)
+        return inside and all(map(math.isfinite, self.slope(t)))
 
     def plan(self, times: Tensor) -> list[Step]:
         """Return the steps through `times`, shape `(n + 1,)`, 0 is noise and 1 is data.
