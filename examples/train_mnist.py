@@ -181,6 +181,10 @@ def make_unet(args: Arguments, images: torch.Tensor, num_classes: int) -> UNet2D
             f"images of side {size} cannot be halved {levels - 1} times: choose another "
             "--resolution or fewer --block_out_channels"
         )
+    if any(width % 8 for width in args.block_out_channels):
+        raise ValueError(
+            f"--block_out_channels must be multiples of 8, got {args.block_out_channels}"
+        )
     return UNet2DModel(
         sample_size=size,
         in_channels=channels,
@@ -189,7 +193,6 @@ def make_unet(args: Arguments, images: torch.Tensor, num_classes: int) -> UNet2D
         block_out_channels=tuple(args.block_out_channels),
         down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
         up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
-        attention_head_dim=32,
         norm_num_groups=8,
         num_class_embeds=num_classes + 1 if num_classes else None,
     )

@@ -325,9 +325,9 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "kwargs", "message"),
     [
-        ("guided", {"class_labels": [0, 3]}, r"class_labels must lie in 0..2, got \[3\]"),
-        ("guided", {"class_labels": -1}, r"class_labels must lie in 0..2, got \[-1\]"),
-        ("conditional", {"class_labels": 7}, r"class_labels must lie in 0..2, got \[7\]"),
+        ("guided", {"class_labels": [0, 3]}, r"class_labels must be integers in 0..2, got \[3\]"),
+        ("guided", {"class_labels": -1}, r"class_labels must be integers in 0..2, got \[-1\]"),
+        ("conditional", {"class_labels": 7}, r"class_labels must be integers in 0..2, got \[7\]"),
         ("guided", {"class_labels": [0.5]}, r"class_labels"),
         ("guided", {"class_labels": []}, r"give class_labels, at least one"),
         ("unconditional", {"class_labels": 0}, r"the network is unconditional: drop them"),

@@ -79,9 +79,12 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
                 "the network is class-conditional and has no null label: pass class_labels, "
                 f"each in 0..{self.num_classes - 1}"
             )
-        wrong = [label for label in labels or [] if not 0 <= label < self.num_classes]
+        possible = range(self.num_classes)
+        wrong = [k for k in labels or [] if not isinstance(k, int) or k not in possible]
         if wrong:
-            raise ValueError(f"class_labels must lie in 0..{self.num_classes - 1}, got {wrong}")
+            raise ValueError(
+                f"class_labels must be integers in 0..{self.num_classes - 1}, got {wrong}"
+            )
         if labels is not None and (batch_size is not None or not labels):
             raise ValueError(
                 f"give class_labels, at least one, or batch_size, got {labels} and {batch_size}; "
