@@ -124,7 +124,7 @@ def test_samples_do_not_depend_on_the_prediction_type(solver, path):
         scheduler = GaussianFlowScheduler(
             path=path, solver=solver, prediction_type=prediction, t_max=0.95
         )
-        scheduler.set_timesteps(timesteps=STARTS)
+        scheduler.set_timesteps(timesteps=STARTS[1:])
         samples.append(loop(scheduler, start(scheduler)))
     for other in samples[1:]:
         torch.testing.assert_close(other, samples[0], rtol=1e-6, atol=1e-6)
@@ -563,6 +563,7 @@ def test_impossible_configurations_are_refused_at_once(kwargs, message):
             r"at t = 0.0 a model that predicts 'score' .* start and stay strictly inside",
         ),
         ({}, {"timesteps": [1200.0, 500.0]}, r"strictly inside"),
+        ({"t_max": 0.5}, {"timesteps": [100.0]}, r"increasing"),  # it would run backwards
     ],
 )
 def test_impossible_grids_are_refused(config, kwargs, message):

@@ -8,8 +8,11 @@ The scheduler only keeps the place in a solver's plan; the mathematics is in
 `fm_diffusers.solvers`, and a sampling loop equals `fm_diffusers.solvers.integrate` bit for bit.
 """
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,26 @@ from fm_diffusers.solvers import SOLVERS, Solver, Step, combine, update
 
 #: Where a default grid starts if the model says nothing at t = 0: alpha/(alpha + beta) there.
 INSIDE = 0.01
+
+
+def _make(
+    kind: str,
+    table: dict[str, Callable],
+    name: str,
+    parameters: dict[str, Any] | None,
+    **given: Any,
+) -> Any:
+    """Call the entry of a table with the parameters of a configuration."""
+    if name not in table:
+        raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(table)}")
+    signature = inspect.signature(table[name])
+    unknown = set(parameters or {}) - (set(signature.parameters) - set(given))
+    if unknown:
+        free = sorted(set(signature.parameters) - set(given))
+        raise ValueError(
+            f"{kind}_kwargs {sorted(unknown)} are no parameters of {name!r}: it has {free or None}"
+        )
+    return table[name](**given, **(parameters or {}))
 
 
 @dataclass
@@ -94,16 +117,12 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
         t_min: float | None = None,
         t_max: float | None = None,
     ) -> None:
-        for name, table in (("path", PATHS), ("solver", SOLVERS), ("grid", GRIDS)):
-            if self.config[name] not in table:
-                raise ValueError(
-                    f"unknown {name} {self.config[name]!r}: choose one of {', '.join(table)}"
-                )
         if not 0 <= (t_min or 0) < (1 if t_max is None else t_max) <= 1:
             raise ValueError(f"0 <= t_min < t_max <= 1 must hold, got {t_min} and {t_max}")
         check_prediction(prediction_type)
-        self.path: GaussianPath = PATHS[path](**(path_kwargs or {}))
+        self.path: GaussianPath = _make("path", PATHS, path, path_kwargs)
         self.order = self._solver().evaluations
+        self._grid(num_inference_steps=2, first=0.0, last=1.0)
         self.sigmas = torch.arange(num_train_timesteps, 0, -1) / num_train_timesteps
         self.timesteps = num_train_timesteps * self.sigmas
         self.num_inference_steps: int | None = None
@@ -124,19 +143,19 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
     @property
     def diffusion(self) -> Diffusion | None:
         """The coefficient of dW, or None for the ODE."""
-        name = self.config.diffusion
-        return (
-            None if name is None else get_diffusion(name, **(self.config.diffusion_kwargs or {}))
-        )
+        name, parameters = self.config.diffusion, self.config.diffusion_kwargs
+        if name is None:
+            return None
+        return _make("diffusion", {name: partial(get_diffusion, name)}, name, parameters)
 
     def _solver(self) -> Solver:
-        make, parameters = SOLVERS[self.config.solver], self.config.solver_kwargs or {}
-        return make(
-            path=self.path,
-            prediction=self.config.prediction_type,
-            diffusion=self.diffusion,
-            **parameters,
-        )
+        model = {"path": self.path, "prediction": self.config.prediction_type}
+        name, parameters = self.config.solver, self.config.solver_kwargs
+        return _make("solver", SOLVERS, name, parameters, **model, diffusion=self.diffusion)
+
+    def _grid(self, num_inference_steps: int, first: float, last: float) -> Tensor:
+        ends = {"n": num_inference_steps, "t_min": first, "t_max": last}
+        return _make("grid", GRIDS, self.config.grid, self.config.grid_kwargs, **ends)
 
     def set_timesteps(
         self,
@@ -176,8 +195,7 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
             )
         else:
             first = self._first_time(solver) if self.config.t_min is None else self.config.t_min
-            parameters = self.config.grid_kwargs or {}
-            times = GRIDS[self.config.grid](num_inference_steps, first, last, **parameters)
+            times = self._grid(num_inference_steps, first, last)
         # the times that float32 timesteps stand for, so that model and solver agree on them
         times = self.to_time(self.to_timestep(times).float().double())
         self.num_inference_steps = len(times) - 1
@@ -253,9 +271,9 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
                 f"got index {index}"
             )
         self._step_index = index
-        # a solver with a history has none here: its plan starts afresh
-        rest = self._times[starts.index(index) :]
-        self._plan = self._plan[:index] + self._solver().plan(rest)
+        if index > 0:  # a solver with a history has none here: its plan starts afresh
+            rest = self._times[starts.index(index) :]
+            self._plan = self._plan[:index] + self._solver().plan(rest)
 
     # --- sampling --------------------------------------------------------------------------------
 
