@@ -19,6 +19,7 @@ What is saved is a `FlowMatchingPipeline` with the EMA weights, a picture and a 
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -100,9 +101,9 @@ class Arguments:
     checkpointing_steps: int = 1000
     checkpoints_total_limit: int | None = None
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "A folder `checkpoint-N`, or `latest`."}
+        default=None, metadata={"help": "A `checkpoint-N` of the output, or `latest`."}
     )
-    report_to: str = "tensorboard"
+    report_to: str = field(default="tensorboard", metadata={"help": "Or none."})
     push_to_hub: bool = False
     hub_model_id: str | None = None
     hub_token: str | None = None
@@ -118,8 +119,18 @@ def check_arguments(args: Arguments) -> None:
             f"the {args.objective} loss of a network that predicts {unbounded!r} is unbounded at "
             "t = 1: choose another --prediction_type or the other --objective"
         )
-    if not 0 <= args.label_dropout <= 1:
-        raise ValueError(f"--label_dropout must lie in [0, 1], got {args.label_dropout}")
+    for name in ("label_dropout", "ema_decay"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise ValueError(f"--{name} must lie in [0, 1], got {getattr(args, name)}")
+    for f in fields(args):
+        value = getattr(args, f.name)
+        may_be_zero = f.name in ("seed", "lr_warmup_steps", "dataloader_num_workers")
+        if type(value) is int and value < (0 if may_be_zero else 1):
+            raise ValueError(f"--{f.name} must be at least {0 if may_be_zero else 1}, got {value}")
+    if not args.block_out_channels or any(width % 8 for width in args.block_out_channels):
+        raise ValueError(
+            f"--block_out_channels must be multiples of 8, got {args.block_out_channels}"
+        )
     if args.report_to == "wandb" and args.hub_token is not None:
         raise ValueError("--hub_token would be logged by wandb: log in with `hf auth login`")
 
@@ -180,10 +191,6 @@ def make_unet(args: Arguments, images: torch.Tensor, num_classes: int) -> UNet2D
         raise ValueError(
             f"images of side {size} cannot be halved {levels - 1} times: choose another "
             "--resolution or fewer --block_out_channels"
-        )
-    if any(width % 8 for width in args.block_out_channels):
-        raise ValueError(
-            f"--block_out_channels must be multiples of 8, got {args.block_out_channels}"
         )
     return UNet2DModel(
         sample_size=size,
@@ -247,7 +254,8 @@ def save_checkpoint(accelerator: Accelerator, args: Arguments, step: int) -> Non
 
 def checkpoints(args: Arguments) -> list[Path]:
     """Return the checkpoints from the oldest to the newest."""
-    found = Path(args.output_dir).glob("checkpoint-*")
+    folders = Path(args.output_dir).glob("checkpoint-*")
+    found = [folder for folder in folders if re.fullmatch(r"checkpoint-\d+", folder.name)]
     return sorted(found, key=lambda folder: int(folder.name.split("-")[1]))
 
 
@@ -315,10 +323,11 @@ def find_checkpoint(args: Arguments) -> Path | None:
         return next(reversed(checkpoints(args)), None)
     folder = Path(args.resume_from_checkpoint)
     folder = folder if folder.is_dir() else Path(args.output_dir, folder)
-    if not folder.is_dir():
+    if not folder.is_dir() or not re.fullmatch(r"checkpoint-\d+", folder.name):
         raise ValueError(
-            f"--resume_from_checkpoint {args.resume_from_checkpoint!r} is not a folder; there are "
-            f"{[str(path) for path in checkpoints(args)]}, or say `latest`"
+            f"--resume_from_checkpoint {args.resume_from_checkpoint!r} is not a folder "
+            f"`checkpoint-N`; there are {[path.name for path in checkpoints(args)]} in "
+            f"{args.output_dir}, or say `latest`"
         )
     return folder
 
@@ -328,7 +337,7 @@ def main(args: Arguments) -> None:
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=args.report_to,
+        log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(args.output_dir, str(Path(args.output_dir, "logs"))),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )

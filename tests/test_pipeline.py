@@ -388,7 +388,7 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path):
         (
             "guided",
             {"class_labels": 0, "num_inference_steps": 0},
-            r"num_inference_steps must be at least 1, got 0",
+            r"num_inference_steps must be an integer of at least 1, got 0",
         ),
     ],
 )

@@ -280,7 +280,7 @@ def test_a_missing_data_set_is_refused_without_a_network(train, monkeypatch):
         ({"train_batch_size": 2000}, r"--train_batch_size exceeds the 1797 images"),
         (
             {"resume_from_checkpoint": "checkpoint-77"},
-            r"--resume_from_checkpoint 'checkpoint-77' is not a folder; there are \[\], or say",
+            r"'checkpoint-77' is not a folder `checkpoint-N`; there are \[\]",
         ),
     ],
 )

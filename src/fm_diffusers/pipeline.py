@@ -15,6 +15,7 @@ matter of the scheduler's configuration::
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
 from diffusers.image_processor import VaeImageProcessor
@@ -50,6 +51,12 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        embeds = unet.config.num_class_embeds
+        if null_label is not None and embeds != null_label + 1:
+            raise ValueError(
+                f"null_label must be the last of the network's classes, got {null_label} for "
+                f"num_class_embeds={embeds}; None is for networks without one"
+            )
         self.register_to_config(null_label=null_label)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
@@ -80,7 +87,7 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
                 f"each in 0..{self.num_classes - 1}"
             )
         possible = range(self.num_classes)
-        wrong = [k for k in labels or [] if not isinstance(k, int) or k not in possible]
+        wrong = [k for k in labels or [] if type(k) is not int or k not in possible]
         if wrong:
             raise ValueError(
                 f"class_labels must be integers in 0..{self.num_classes - 1}, got {wrong}"
@@ -144,7 +151,7 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
         if latents.ndim != 4 or latents.shape[:2] != shape[:2]:
             raise ValueError(
                 f"latents must have the shape {shape}, got {tuple(latents.shape)}: they are the "
-                "samples at the first timestep"
+                "samples at the first timestep, one for each label or for batch_size"
             )
         dtype = torch.promote_types(latents.dtype, torch.float32)
         return latents.to(self._execution_device, dtype)
@@ -190,9 +197,8 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
         Raises:
             ValueError: for labels, sizes or options that the network cannot serve.
         """
-        labels = (
-            None if class_labels is None else torch.as_tensor(class_labels).reshape(-1).tolist()
-        )
+        labels = class_labels.tolist() if isinstance(class_labels, Tensor) else class_labels
+        labels = None if labels is None else np.asarray(labels).reshape(-1).tolist()
         self.check_inputs(
             labels,
             num_images_per_label,

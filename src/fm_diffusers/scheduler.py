@@ -10,12 +10,11 @@ The scheduler only keeps the place in a solver's plan; the mathematics is in
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -46,9 +45,9 @@ def _make(
     signature = inspect.signature(table[name])
     unknown = set(parameters or {}) - (set(signature.parameters) - set(given))
     if unknown:
-        free = sorted(set(signature.parameters) - set(given))
+        free = ", ".join(sorted(set(signature.parameters) - set(given))) or "none"
         raise ValueError(
-            f"{kind}_kwargs {sorted(unknown)} are no parameters of {name!r}: it has {free or None}"
+            f"{kind}_kwargs {sorted(unknown)} are no parameters of {name!r}; it has: {free}"
         )
     return table[name](**given, **(parameters or {}))
 
@@ -80,12 +79,12 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
         solver: a name in `SOLVERS`.
         solver_kwargs: its parameters.
         diffusion: the coefficient :math:`\sigma_t` of dW, a name in `DIFFUSIONS`; None is the ODE.
-        diffusion_kwargs: its parameters, `{"scale": c}`.
+        diffusion_kwargs: its parameters, `{"scale": c}`; they rest while `diffusion` is None.
         grid: spacing of the timesteps, a name in `GRIDS`.
         grid_kwargs: its parameters.
-        t_min: first time of the grid (0 is noise). None is 0, or, where the model's prediction
-            determines no velocity there (noise and score models on paths with alpha = 0), the time
-            at which alpha/(alpha + beta) = 0.01.
+        t_min: first time of the grid (0 is noise). None is 0, or, where the prediction does not
+            determine velocity and data there (noise and score models on paths with alpha = 0, the
+            velocity of the polynomial path), the time at which alpha/(alpha + beta) = 0.01.
         t_max: last time of the grid (1 is data). None is 1.
 
     Example:
@@ -119,6 +118,8 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         if not 0 <= (t_min or 0) < (1 if t_max is None else t_max) <= 1:
             raise ValueError(f"0 <= t_min < t_max <= 1 must hold, got {t_min} and {t_max}")
+        if num_train_timesteps < 1:
+            raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}")
         check_prediction(prediction_type)
         self.path: GaussianPath = _make("path", PATHS, path, path_kwargs)
         self.order = self._solver().evaluations
@@ -161,9 +162,9 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
-        sigmas: list[float] | np.ndarray | Tensor | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
         mu: float | None = None,
-        timesteps: list[float] | np.ndarray | Tensor | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
     ) -> None:
         """Choose the grid and compute the weights of every step, in float64.
 
@@ -181,17 +182,23 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
                 at one of the times.
         """
         solver, last = self._solver(), 1.0 if self.config.t_max is None else self.config.t_max
-        scale = self.config.num_train_timesteps
         if sigmas is not None and timesteps is not None:
             raise ValueError("give sigmas or timesteps, not both")
         if sigmas is not None or timesteps is not None:
-            starts = timesteps if sigmas is None else scale * np.asarray(sigmas, dtype=np.float64)
-            starts = torch.as_tensor(np.asarray(starts, dtype=np.float64))
-            times = torch.cat([self.to_time(starts), torch.tensor([last], dtype=torch.float64)])
-        elif num_inference_steps is None or num_inference_steps < 1:
+            scale = 1 if sigmas is None else self.config.num_train_timesteps
+            starts = torch.as_tensor(timesteps if sigmas is None else sigmas, dtype=torch.float64)
+            times = self.to_time(scale * starts.reshape(-1).cpu())
+            times = torch.cat([times, torch.tensor([last], dtype=torch.float64)])
+            if not (times.diff() > 0).all():
+                raise ValueError(
+                    "sigmas or timesteps must descend strictly and stop before the end of the "
+                    f"grid, {self.to_timestep(last):g} as a timestep, which is added to them; "
+                    f"got {starts.tolist()}"
+                )
+        elif not isinstance(num_inference_steps, int) or num_inference_steps < 1:
             raise ValueError(
-                f"num_inference_steps must be at least 1, got {num_inference_steps}; "
-                "or give sigmas or timesteps"
+                f"num_inference_steps must be an integer of at least 1, got {num_inference_steps};"
+                " or give sigmas or timesteps"
             )
         else:
             first = self._first_time(solver) if self.config.t_min is None else self.config.t_min

@@ -163,9 +163,10 @@ class Solver:
         for t in grid[:-1]:
             if not self.exists(t):
                 raise ValueError(
-                    f"at t = {t} a model that predicts {self.prediction!r} does not determine "
-                    "the slope (t = 0 is noise, 1 is data, timestep = num_train_timesteps "
-                    "(1 - t)): start and stay strictly inside, as the default grid does"
+                    f"at t = {t} a model that predicts {self.prediction!r} does not determine a "
+                    f"finite slope for {type(self).__name__} (t = 0 is noise, 1 is data, timestep "
+                    "= num_train_timesteps (1 - t)): stay strictly inside, as the default grid "
+                    "does"
                 )
         return list(self.steps(grid))
 
