@@ -27,8 +27,8 @@ demo: $(VENV)/installed
 	  --dynamo_backend no --num_cpu_threads_per_process $(CORES) \
 	  examples/train_mnist.py --dataset_name digits --output_dir $(DEMO) --block_out_channels 32 64 \
 	  --train_batch_size 64 --max_train_steps 3000 --validation_steps 1500 --checkpointing_steps 1500
-	$(BIN)/python examples/sample_mnist.py $(DEMO)
-	$(BIN)/python examples/evaluate.py $(DEMO) --dataset_name digits --num_samples 500
+	$(BIN)/python examples/sample_mnist.py --model $(DEMO)
+	$(BIN)/python examples/evaluate.py --model $(DEMO) --dataset_name digits --num_samples 500
 	@echo "The pipeline, its pictures and its figures are in $(DEMO)."
 
 test: $(VENV)/installed

@@ -1,6 +1,6 @@
 """Draw digits from one trained network, as an ODE and as an SDE.
 
-    python examples/sample_mnist.py outputs/mnist
+    python examples/sample_mnist.py --model outputs/mnist
 
 loads the pipeline with `from_pretrained`, a folder or a Hub id, and writes two pictures beside it:
 `ode_and_sde.png`, samples of every class from both processes, and `trajectories.png`, the same
@@ -54,7 +54,7 @@ def montage(images: np.ndarray) -> np.ndarray:
 
 def plot_samples(pipe: FlowMatchingPipeline, args: SamplingArguments, file: Path) -> None:
     """Write six samples of every class from each process, side by side."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 7), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(8, 7), layout="constrained")
     for axis, (title, steps) in zip(axes, processes(pipe, args), strict=True):
         images = pipe(
             class_labels=list(range(pipe.num_classes)),
