@@ -1,6 +1,6 @@
 """Measure a class-conditional pipeline: does a classifier of real images recognise its samples?
 
-    python examples/evaluate.py --model outputs/mnist --dataset_name ylecun/mnist --num_samples 1000
+    python examples/evaluate.py --model outputs/mnist --num_samples 1000
 
 trains a support vector machine on real images of the data set, checks it on others, and reports
 the share of samples that it takes for the class that was asked for, for the ODE and for the SDE of

@@ -7,7 +7,7 @@ import fm_diffusers
 
 ROOT = Path(fm_diffusers.__file__).parent
 FLOORS = [
-    {"paths", "grids"},
+    {"paths", "grids", "tables"},
     {"predictions", "diffusions"},
     {"fields", "objectives", "solvers"},
     {"scheduler", "hub"},

@@ -618,3 +618,20 @@ def test_beginning_inside_an_interval_is_refused(solver, index):
     with pytest.raises(ValueError, match=message):
         scheduler.set_begin_index(index)
         scheduler.step(x, scheduler.timesteps[index % 4], x)
+
+
+def test_a_loop_begun_in_the_middle_leaves_no_trace_on_the_next():
+    scheduler = GaussianFlowScheduler()
+    scheduler.set_timesteps(6)
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+
+    def run(begin):
+        scheduler.set_begin_index(begin)
+        sample = x
+        for t in scheduler.timesteps[begin:]:
+            sample = scheduler.step(torch.tanh(sample) * t / 1000, t, sample).prev_sample
+        return sample
+
+    whole = run(0)
+    run(3)
+    assert torch.equal(run(0), whole)

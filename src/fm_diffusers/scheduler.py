@@ -8,9 +8,8 @@ The scheduler only keeps the place in a solver's plan; the mathematics is in
 `fm_diffusers.solvers`, and a sampling loop equals `fm_diffusers.solvers.integrate` bit for bit.
 """
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,29 +26,10 @@ from fm_diffusers.grids import GRIDS
 from fm_diffusers.paths import PATHS, GaussianPath
 from fm_diffusers.predictions import check_prediction, target
 from fm_diffusers.solvers import SOLVERS, Solver, Step, combine, update
+from fm_diffusers.tables import make
 
 #: Where a default grid starts if the model says nothing at t = 0: alpha/(alpha + beta) there.
 INSIDE = 0.01
-
-
-def _make(
-    kind: str,
-    table: dict[str, Callable],
-    name: str,
-    parameters: dict[str, Any] | None,
-    **given: Any,
-) -> Any:
-    """Call the entry of a table with the parameters of a configuration."""
-    if name not in table:
-        raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(table)}")
-    signature = inspect.signature(table[name])
-    unknown = set(parameters or {}) - (set(signature.parameters) - set(given))
-    if unknown:
-        free = ", ".join(sorted(set(signature.parameters) - set(given))) or "none"
-        raise ValueError(
-            f"{kind}_kwargs {sorted(unknown)} are no parameters of {name!r}; it has: {free}"
-        )
-    return table[name](**given, **(parameters or {}))
 
 
 @dataclass
@@ -121,9 +101,9 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
         if num_train_timesteps < 1:
             raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}")
         check_prediction(prediction_type)
-        self.path: GaussianPath = _make("path", PATHS, path, path_kwargs)
+        self.path: GaussianPath = make("path", PATHS, path, path_kwargs)
         self.order = self._solver().evaluations
-        self._grid(num_inference_steps=2, first=0.0, last=1.0)
+        self._grid(num_inference_steps=2, first=0.0, last=1.0)  # raises now, not when sampling
         self.sigmas = torch.arange(num_train_timesteps, 0, -1) / num_train_timesteps
         self.timesteps = num_train_timesteps * self.sigmas
         self.num_inference_steps: int | None = None
@@ -147,16 +127,16 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
         name, parameters = self.config.diffusion, self.config.diffusion_kwargs
         if name is None:
             return None
-        return _make("diffusion", {name: partial(get_diffusion, name)}, name, parameters)
+        return make("diffusion", {name: partial(get_diffusion, name)}, name, parameters)
 
     def _solver(self) -> Solver:
         model = {"path": self.path, "prediction": self.config.prediction_type}
         name, parameters = self.config.solver, self.config.solver_kwargs
-        return _make("solver", SOLVERS, name, parameters, **model, diffusion=self.diffusion)
+        return make("solver", SOLVERS, name, parameters, **model, diffusion=self.diffusion)
 
     def _grid(self, num_inference_steps: int, first: float, last: float) -> Tensor:
         ends = {"n": num_inference_steps, "t_min": first, "t_max": last}
-        return _make("grid", GRIDS, self.config.grid, self.config.grid_kwargs, **ends)
+        return make("grid", GRIDS, self.config.grid, self.config.grid_kwargs, **ends)
 
     def set_timesteps(
         self,
@@ -206,7 +186,8 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
         # the times that float32 timesteps stand for, so that model and solver agree on them
         times = self.to_time(self.to_timestep(times).float().double())
         self.num_inference_steps = len(times) - 1
-        self._times, self._plan = times, solver.plan(times)
+        self._times, self._whole_plan = times, solver.plan(times)
+        self._plan = self._whole_plan
         self._to_sample = [solver.convert("sample", step.t) for step in self._plan]
         nodes = torch.tensor([step.t for step in self._plan] + [times[-1]], dtype=torch.float64)
         self.timesteps = self.to_timestep(nodes[:-1]).to(device, torch.float32)
@@ -278,9 +259,10 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
                 f"got index {index}"
             )
         self._step_index = index
-        if index > 0:  # a solver with a history has none here: its plan starts afresh
-            rest = self._times[starts.index(index) :]
-            self._plan = self._plan[:index] + self._solver().plan(rest)
+        # a solver with a history has none here: its plan starts afresh
+        rest = self._times[starts.index(index) :]
+        skipped = self._whole_plan[:index]
+        self._plan = skipped + self._solver().plan(rest) if skipped else self._whole_plan
 
     # --- sampling --------------------------------------------------------------------------------
 
