@@ -32,10 +32,10 @@ demo: $(VENV)/installed
 	@echo "The pipeline, its pictures and its figures are in $(DEMO)."
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -q
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -q -m slow
 
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -307,15 +309,16 @@ def test_swapping_the_scheduler_changes_the_images_and_keeps_the_network():
 
 def test_a_folder_without_a_pipeline_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no pipeline here")
-    with pytest.raises(EnvironmentError, match="model_index.json") as error:
+    with pytest.raises(ValueError, match="no model_index.json: pass the folder that") as error:
         FlowMatchingPipeline.from_pretrained(tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
-def test_a_folder_that_does_not_exist_is_refused(tmp_path):
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_folder_that_does_not_exist_is_refused(tmp_path, kind):
     missing = tmp_path / "missing"
-    with pytest.raises((EnvironmentError, ValueError)) as error:
-        FlowMatchingPipeline.from_pretrained(str(missing), local_files_only=True)
+    with pytest.raises(ValueError, match="there is no folder .* or a Hub id") as error:
+        FlowMatchingPipeline.from_pretrained(kind(missing))
     assert str(missing) in str(error.value)
 
 

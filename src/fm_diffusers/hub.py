@@ -42,6 +42,27 @@ def write_shim(file: Path, module: str, name: str) -> None:
 class HubShims:
     """Saving and loading for the Hub, to stand before `DiffusionPipeline` among the bases."""
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load a pipeline from a folder or from the Hub; arguments are those of diffusers.
+
+        Raises:
+            ValueError: for a folder that does not exist or is not a saved pipeline.
+        """
+        name = str(pretrained_model_name_or_path)
+        folder = Path(name)
+        if folder.is_dir() and not Path(folder, "model_index.json").is_file():
+            raise ValueError(
+                f"{name!r} is not a saved pipeline, it has no model_index.json: pass the folder "
+                "that save_pretrained wrote (the --output_dir of a training), or a Hub id"
+            )
+        if not folder.exists() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+            raise ValueError(
+                f"there is no folder {name!r}: pass the folder that save_pretrained wrote, or a "
+                "Hub id `user/name`"
+            )
+        return super().from_pretrained(name, **kwargs)
+
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Write the index of the pipeline, and beside it the files that the index names."""
         file, index = Path(json_file_path), json.loads(self.to_json_string())
