@@ -36,6 +36,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import make_image_grid
 from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
@@ -141,8 +142,9 @@ def load_images(args: Arguments) -> tuple[torch.Tensor, torch.Tensor | None]:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        images = (digits.images * (255 / 16)).round().astype(np.uint8)
-        labels = digits.target
+        pixels = (digits.images * (255 / 16)).round().astype(np.uint8)
+        images = [Image.fromarray(image) for image in pixels]
+        data = {args.image_column: images, args.label_column: digits.target}
     else:
         from datasets import load_dataset
         from datasets.exceptions import DatasetNotFoundError
@@ -162,20 +164,17 @@ def load_images(args: Arguments) -> tuple[torch.Tensor, torch.Tensor | None]:
                 f"the data set has no column {missing}, it has {data.column_names}: choose with "
                 "--image_column and --label_column"
             )
-        images = [decode(image, args.resolution) for image in data[args.image_column]]
-        labels = data[args.label_column] if args.label_column else None
-        if len({image.shape for image in images}) > 1:
-            raise ValueError("the images differ in size or mode: pass --resolution")
+    images = [decode(image, args.resolution) for image in data[args.image_column]]
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1 or images[0].shape[0] != images[0].shape[1]:
+        raise ValueError(f"images must be square and alike, got {shapes}: pass --resolution")
     images = torch.from_numpy(np.stack(images))
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-    if args.resolution is not None and images.shape[-1] != args.resolution:
-        raise ValueError(
-            f"images of {args.dataset_name!r} have side {images.shape[-1]}: drop --resolution"
-        )
-    return images, torch.as_tensor(np.asarray(labels)) if args.label_column else None
+    labels = torch.as_tensor(np.asarray(data[args.label_column])) if args.label_column else None
+    return images, labels
 
 
-def decode(image: "PIL.Image.Image", resolution: int | None) -> np.ndarray:  # noqa: F821
+def decode(image: Image.Image, resolution: int | None) -> np.ndarray:
     """Return grey images as `(height, width)`, all others as RGB `(height, width, 3)`."""
     image = image if image.mode == "L" else image.convert("RGB")
     if resolution is not None and image.size != (resolution, resolution):
@@ -207,7 +206,7 @@ def make_unet(args: Arguments, images: torch.Tensor, num_classes: int) -> UNet2D
 
 def sample_grid(
     unet: UNet2DModel, scheduler: GaussianFlowScheduler, num_classes: int, device: torch.device
-) -> "PIL.Image.Image":  # noqa: F821
+) -> Image.Image:
     """Return four rows of ODE samples above four rows of SDE samples, a column for each class."""
     rows = []
     for diffusion, steps in ((None, 20), ("memoryless", 50)):
@@ -261,7 +260,7 @@ def checkpoints(args: Arguments) -> list[Path]:
 
 CARD = """# {title}
 
-Class-conditional images by flow matching, trained with
+{kind} images by flow matching, trained with
 `fm_diffusers` on `{dataset}`. One network, sampled as an ODE (upper four rows) and as an SDE
 (lower four rows):
 
@@ -303,6 +302,7 @@ def model_card(args: Arguments, title: str, figures: dict) -> ModelCard:
             flags.append(" ".join([f"--{f.name}", *map(str, values)]))
     text = CARD.format(
         title=title,
+        kind="Class-conditional" if args.label_column else "Unconditional",
         dataset=args.dataset_name if from_hub else Path(args.dataset_name).name,
         labels="class_labels=[3, 7], " if args.label_column else "",
         path=args.path,

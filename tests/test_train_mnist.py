@@ -270,7 +270,6 @@ def test_a_missing_data_set_is_refused_without_a_network(train, monkeypatch):
         ({"path": "geodesic"}, r"unknown path 'geodesic': choose one of linear"),
         ({"prediction_type": "x0"}, r"unknown prediction type 'x0': choose one of velocity"),
         ({"time_sampler": "sobol"}, r"unknown time sampler 'sobol': choose one of uniform"),
-        ({"resolution": 16}, r"images of 'digits' have side 8: drop --resolution"),
         (
             {"block_out_channels": [8, 8, 8, 8, 32]},
             r"side 8 cannot be halved 4 times: choose another --resolution or fewer "
