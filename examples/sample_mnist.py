@@ -46,10 +46,18 @@ def processes(pipe: FlowMatchingPipeline, args: SamplingArguments):  # noqa: ANN
         yield title, steps
 
 
-def montage(images: np.ndarray) -> np.ndarray:
-    """Join images `(rows, columns, height, width, channels)` into one."""
-    rows = [np.concatenate(row, axis=1) for row in images]
-    return np.concatenate(rows, axis=0)
+def show(axis: plt.Axes, images: np.ndarray, rows: list, columns: list) -> None:
+    """Show images `(rows, columns, size, size, channels)` as a grid with names at two sides."""
+    gap = max(1, images.shape[2] // 14)
+    margins = ((0, 0), (0, 0), (gap, gap), (gap, gap), (0, 0))
+    images = np.pad(images, margins, constant_values=0.3)
+    size = images.shape[2]
+    joined = np.concatenate(np.concatenate(images, axis=1), axis=1)
+    axis.imshow(joined, cmap="gray", vmin=0, vmax=1)
+    axis.set_xticks(size * (np.arange(len(columns)) + 0.5), columns)
+    axis.set_yticks(size * (np.arange(len(rows)) + 0.5), rows)
+    axis.tick_params(length=0)
+    axis.set_ylabel("class")
 
 
 def plot_samples(pipe: FlowMatchingPipeline, args: SamplingArguments, file: Path) -> None:
@@ -64,13 +72,9 @@ def plot_samples(pipe: FlowMatchingPipeline, args: SamplingArguments, file: Path
             generator=torch.Generator().manual_seed(args.seed),
             output_type="np",
         ).images
-        size = images.shape[1]
         images = images.reshape(pipe.num_classes, 6, *images.shape[1:])
-        axis.imshow(montage(images), cmap="gray", vmin=0, vmax=1)
+        show(axis, images, rows=list(range(pipe.num_classes)), columns=6 * [""])
         axis.set_title(title)
-        axis.set_yticks(size * (np.arange(pipe.num_classes) + 0.5), range(pipe.num_classes))
-        axis.set_xticks([])
-        axis.set_ylabel("class")
     figure.suptitle("One network, two processes")
     figure.savefig(file, dpi=130)
 
@@ -97,13 +101,9 @@ def plot_trajectories(pipe: FlowMatchingPipeline, args: SamplingArguments, file:
             callback_on_step_end=record,
         )
         frames = torch.stack([path[round(t * (len(path) - 1))] for t in shown], dim=1)
-        frames = frames.permute(0, 1, 3, 4, 2).cpu().numpy()
-        size = frames.shape[2]
-        axis.imshow(montage((frames / 2 + 0.5).clip(0, 1)), cmap="gray", vmin=0, vmax=1)
+        frames = (frames.permute(0, 1, 3, 4, 2).cpu().numpy() / 2 + 0.5).clip(0, 1)
+        show(axis, frames, rows=labels, columns=[f"{t:.1f}" for t in shown])
         axis.set_title(title)
-        axis.set_xticks(size * (np.arange(len(shown)) + 0.5), [f"{t:.1f}" for t in shown])
-        axis.set_yticks(size * (np.arange(4) + 0.5), labels)
-        axis.set_ylabel("class")
     axes[-1].set_xlabel("share of the steps from noise (0) to data (1)")
     figure.suptitle("From the same noise to a digit")
     figure.savefig(file, dpi=130)

@@ -635,3 +635,13 @@ def test_a_loop_begun_in_the_middle_leaves_no_trace_on_the_next():
     whole = run(0)
     run(3)
     assert torch.equal(run(0), whole)
+
+
+def test_the_sign_of_a_foreign_network_is_not_guessed():
+    config = FlowMatchEulerDiscreteScheduler().config
+    with pytest.raises(ValueError, match='path="linear", prediction_type="flow_prediction"'):
+        GaussianFlowScheduler.from_config(config)
+    ours = GaussianFlowScheduler.from_config(
+        config, path="linear", prediction_type="flow_prediction"
+    )
+    assert ours.config.prediction_type == "flow_prediction"

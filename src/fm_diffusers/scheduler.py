@@ -111,6 +111,28 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
         self._to_sample: list[tuple[float, float]] = []
         self._reset(None)
 
+    @classmethod
+    def from_config(
+        cls,
+        config: dict[str, Any] | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Make a scheduler from a configuration, with `kwargs` in place of what it says.
+
+        Raises:
+            ValueError: if another scheduler's configuration comes without `path` and
+                `prediction_type`: which sign its network has is not guessed.
+        """
+        foreign = "num_train_timesteps" in (config or {}) and "path" not in config
+        if foreign and not {"path", "prediction_type"} <= set(kwargs):
+            raise ValueError(
+                "this is the configuration of another scheduler: say what its network predicts on "
+                'which path, for diffusers\' flow models from_config(config, path="linear", '
+                'prediction_type="flow_prediction")'
+            )
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
     # --- time ------------------------------------------------------------------------------------
 
     def to_time(self, timesteps: Tensor) -> Tensor:
