@@ -28,7 +28,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,24 +111,19 @@ class Solver:
         path: the Gaussian path.
         prediction: what the model predicts, one of `PREDICTIONS`.
         diffusion: :math:`\sigma_t`, or None for the ODE.
+        order: order of accuracy, of the endpoint for an ODE, of its distribution for an SDE.
+        evaluations: model evaluations for each interval of the grid.
     """
 
     path: GaussianPath
     prediction: str = "velocity"
     diffusion: Diffusion | None = None
 
+    order: ClassVar[int]
+    evaluations: ClassVar[int]
+
     def __post_init__(self) -> None:
         check_prediction(self.prediction)
-
-    @property
-    def order(self) -> int:
-        """Order of accuracy: of the endpoint for an ODE, of its distribution for an SDE."""
-        raise NotImplementedError
-
-    @property
-    def evaluations(self) -> int:
-        """Model evaluations for each interval of the grid."""
-        raise NotImplementedError
 
     def slope(self, t: float) -> tuple[float, float]:
         """Return the weights of the sample and of the model output in the slope at `t`."""

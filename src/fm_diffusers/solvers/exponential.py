@@ -26,6 +26,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 
@@ -40,6 +41,7 @@ class ExponentialMultistep(Solver):
     """Multistep method of order 2, or 1 (DDIM), with one evaluation a step; see the module."""
 
     steps_back: int = 2
+    evaluations: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,10 +51,6 @@ class ExponentialMultistep(Solver):
     @property
     def order(self) -> int:  # noqa: D102
         return self.steps_back
-
-    @property
-    def evaluations(self) -> int:  # noqa: D102
-        return 1
 
     def slope(self, t: float) -> tuple[float, float]:  # noqa: D102
         return self.convert("sample", t)

@@ -12,6 +12,7 @@ References: Kloeden, Platen, "Numerical Solution of Stochastic Differential Equa
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fm_diffusers.solvers.base import Solver, Step
 
@@ -20,13 +21,8 @@ from fm_diffusers.solvers.base import Solver, Step
 class EulerMaruyama(Solver):
     r"""Euler-Maruyama: :math:`x + h f_t + \sigma_t \sqrt{h}\, n`, weak order 1."""
 
-    @property
-    def order(self) -> int:  # noqa: D102
-        return 1
-
-    @property
-    def evaluations(self) -> int:  # noqa: D102
-        return 1
+    order: ClassVar[int] = 1
+    evaluations: ClassVar[int] = 1
 
     def slope(self, t: float) -> tuple[float, float]:  # noqa: D102
         velocity = self.convert("velocity", t)
@@ -54,13 +50,8 @@ class StochasticHeun(EulerMaruyama):
     no finite drift is taken with Euler-Maruyama.
     """
 
-    @property
-    def order(self) -> int:  # noqa: D102
-        return 2
-
-    @property
-    def evaluations(self) -> int:  # noqa: D102
-        return 2
+    order: ClassVar[int] = 2
+    evaluations: ClassVar[int] = 2
 
     def cross(self, t: float, s: float) -> Iterator[Step]:  # noqa: D102
         if not self.exists(s):
