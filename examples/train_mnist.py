@@ -95,7 +95,10 @@ class Arguments:
     lr_warmup_steps: int = 200
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
-    mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
+    mixed_precision: str | None = field(
+        default=None,
+        metadata={"help": "no, fp16 or bf16; by default what `accelerate launch` says."},
+    )
     dataloader_num_workers: int = 0
 
     validation_steps: int = field(default=1000, metadata={"help": "Steps between sample grids."})
