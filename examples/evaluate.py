@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.svm import SVC
-from train_mnist import Arguments, load_images
+from train_mnist import Arguments, load_images, processes
 from transformers import HfArgumentParser
 
-from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
+from fm_diffusers import FlowMatchingPipeline
 
 
 @dataclass
@@ -71,13 +71,7 @@ def main(args: EvaluationArguments) -> dict[str, float]:
     figures = {"real images": real}
     pipe = FlowMatchingPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
-    for name, diffusion, steps in (
-        (f"ODE, {args.ode_steps} steps", None, args.ode_steps),
-        (f"SDE ({args.diffusion}), {args.sde_steps} steps", args.diffusion, args.sde_steps),
-    ):
-        pipe.scheduler = GaussianFlowScheduler.from_config(
-            pipe.scheduler.config, diffusion=diffusion
-        )
+    for name, steps in processes(pipe, args.ode_steps, args.sde_steps, args.diffusion):
         start = time.perf_counter()
         images, labels = sample(pipe, args, steps)
         seconds = time.perf_counter() - start

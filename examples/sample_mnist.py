@@ -13,9 +13,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from train_mnist import processes
 from transformers import HfArgumentParser
 
-from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
+from fm_diffusers import FlowMatchingPipeline
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -32,18 +33,6 @@ class SamplingArguments:
     diffusion: str = field(default="memoryless", metadata={"help": "Coefficient of the SDE."})
     guidance_scale: float = 1.0
     seed: int = 0
-
-
-def processes(pipe: FlowMatchingPipeline, args: SamplingArguments):  # noqa: ANN201
-    """Yield a title and a number of steps, with the pipeline's scheduler set for each process."""
-    for title, diffusion, steps in (
-        (f"ODE, {args.ode_steps} steps", None, args.ode_steps),
-        (f"SDE ({args.diffusion}), {args.sde_steps} steps", args.diffusion, args.sde_steps),
-    ):
-        pipe.scheduler = GaussianFlowScheduler.from_config(
-            pipe.scheduler.config, diffusion=diffusion
-        )
-        yield title, steps
 
 
 def show(axis: plt.Axes, images: np.ndarray, rows: list, columns: list) -> None:
@@ -63,7 +52,9 @@ def show(axis: plt.Axes, images: np.ndarray, rows: list, columns: list) -> None:
 def plot_samples(pipe: FlowMatchingPipeline, args: SamplingArguments, file: Path) -> None:
     """Write six samples of every class from each process, side by side."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 7), layout="constrained")
-    for axis, (title, steps) in zip(axes, processes(pipe, args), strict=True):
+    for axis, (title, steps) in zip(
+        axes, processes(pipe, args.ode_steps, args.sde_steps, args.diffusion), strict=True
+    ):
         images = pipe(
             class_labels=list(range(pipe.num_classes)),
             num_images_per_label=6,
@@ -84,7 +75,9 @@ def plot_trajectories(pipe: FlowMatchingPipeline, args: SamplingArguments, file:
     labels = [pipe.num_classes * i // 4 for i in range(4)]
     shown = np.linspace(0, 1, 11)
     figure, axes = plt.subplots(2, 1, figsize=(10, 8), layout="constrained")
-    for axis, (title, steps) in zip(axes, processes(pipe, args), strict=True):
+    for axis, (title, steps) in zip(
+        axes, processes(pipe, args.ode_steps, args.sde_steps, args.diffusion), strict=True
+    ):
         noise = pipe.prepare_latents(4, torch.Generator().manual_seed(args.seed), None)
         path = [noise]
 

@@ -23,6 +23,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -207,21 +208,32 @@ def make_unet(args: Arguments, images: torch.Tensor, num_classes: int) -> UNet2D
     )
 
 
+def processes(
+    pipe: FlowMatchingPipeline,
+    ode_steps: int = 20,
+    sde_steps: int = 50,
+    diffusion: str = "memoryless",
+) -> Iterator[tuple[str, int]]:
+    """Yield a title and a number of steps, with the pipeline set to the ODE, then to the SDE."""
+    for title, coefficient, steps in (
+        (f"ODE, {ode_steps} steps", None, ode_steps),
+        (f"SDE ({diffusion}), {sde_steps} steps", diffusion, sde_steps),
+    ):
+        pipe.scheduler = GaussianFlowScheduler.from_config(
+            pipe.scheduler.config, diffusion=coefficient
+        )
+        yield title, steps
+
+
 def sample_grid(
     unet: UNet2DModel, scheduler: GaussianFlowScheduler, num_classes: int, device: torch.device
 ) -> Image.Image:
     """Return four rows of ODE samples above four rows of SDE samples, a column for each class."""
+    pipe = FlowMatchingPipeline(unet, scheduler, null_label=num_classes or None).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    what = {"class_labels": 4 * list(range(num_classes))} if num_classes else {"batch_size": 40}
     rows = []
-    for diffusion, steps in ((None, 20), ("memoryless", 50)):
-        pipe = FlowMatchingPipeline(
-            unet,
-            GaussianFlowScheduler.from_config(scheduler.config, diffusion=diffusion),
-            null_label=num_classes or None,
-        ).to(device)
-        pipe.set_progress_bar_config(disable=True)
-        what = (
-            {"class_labels": 4 * list(range(num_classes))} if num_classes else {"batch_size": 40}
-        )
+    for _, steps in processes(pipe):
         generator = torch.Generator("cpu").manual_seed(0)
         rows += pipe(**what, num_inference_steps=steps, generator=generator).images
     return make_image_grid(rows, rows=8, cols=len(rows) // 8)

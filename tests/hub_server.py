@@ -18,12 +18,16 @@ modelled: users, pull requests, xet, uploads in parts, redirects, validity of ca
 import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
 import threading
 from base64 import b64decode
+from collections.abc import Callable, Mapping
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 
@@ -218,3 +222,18 @@ class HubServer(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
         self.home.cleanup()
+
+
+def run(client: Callable[[], Any], env: Mapping[str, str]) -> Any:
+    """Return what a function of a test file returns in a process of its own, by way of JSON."""
+    module = client.__module__
+    code = f"import json, {module} as t; print(json.dumps(t.{client.__name__}()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

@@ -3,7 +3,6 @@
 A client is a function of this file that runs in a process of its own and returns plain data.
 """
 
-import json
 import subprocess
 import sys
 from io import BytesIO
@@ -11,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hub_server import HubServer, Repo
+from hub_server import HubServer, Repo, run
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_mnist.py"
 
@@ -20,19 +19,6 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "train_mnist.py"
 def hub():
     with HubServer() as hub:
         yield hub
-
-
-def run(client, env):
-    code = f"import json, test_hub as t; print(json.dumps(t.{client.__name__}()))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def tiny_pipeline():

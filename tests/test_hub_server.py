@@ -3,16 +3,13 @@
 A client is a function of this file that runs in a process of its own and returns plain data.
 """
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hub_server import HubServer, Repo, blob
+from hub_server import HubServer, Repo, blob, run
 
 MNIST_CARD = """---
 license: mit
@@ -35,19 +32,6 @@ def hub() -> Iterator[HubServer]:
         yield hub
 
 
-def run(client: Callable[[], Any], hub: HubServer) -> Any:
-    code = f"import json, test_hub_server as t; print(json.dumps(t.{client.__name__}()))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        env=hub.env,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def push_twice_and_load() -> Any:
     import torch
     from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
@@ -65,7 +49,7 @@ def push_twice_and_load() -> Any:
 def test_a_pipeline_comes_back_bit_for_bit_and_a_second_push_changes_nothing(
     hub: HubServer,
 ) -> None:
-    told = run(push_twice_and_load, hub)
+    told = run(push_twice_and_load, hub.env)
     repo = hub.repos["model", "user/ddpm"]
     assert told == {"commits": [repo.refs["main"]] * 2, "equal": True, "steps": 7}
     assert len(repo.history) == 2  # the empty tree of the creation, and one commit
@@ -101,7 +85,7 @@ def knock_with_three_tokens() -> Any:
 
 
 def test_a_private_repository_and_every_write_need_the_token(hub: HubServer) -> None:
-    assert run(knock_with_three_tokens, hub) == {
+    assert run(knock_with_three_tokens, hub.env) == {
         "read, right": 200,
         "write, right": 200,
         "read, none": [401, "RepositoryNotFoundError"],
@@ -144,7 +128,7 @@ def commit_and_delete() -> Any:
 
 def test_files_are_committed_read_at_a_revision_and_deleted(hub: HubServer) -> None:
     hub.repos["model", "user/files"] = Repo()
-    assert run(commit_and_delete, hub) == {
+    assert run(commit_and_delete, hub.env) == {
         "snapshot": ["a.txt", "b/c.bin", "b/d/e.txt"],
         "top": ["a.txt", "b"],
         "a.txt": ["old", "new"],
@@ -189,7 +173,7 @@ def push_and_load_digits() -> Any:
 
 def test_a_data_set_in_the_layout_of_mnist_is_loaded_whole_and_streamed(hub: HubServer) -> None:
     digits = [[grey, grey % 10] for grey in range(12)]
-    assert run(push_and_load_digits, hub) == {
+    assert run(push_and_load_digits, hub.env) == {
         "train": digits[:10],
         "test": digits[10:],
         "streamed test": digits[10:],
