@@ -29,7 +29,7 @@ def gaussian_std(solver, times):
     drawn on the way. Carrying the coefficients of these independent sources as a batch gives the
     variance as the sum of their squares, without sampling.
     """
-    draws = sum(step.draws for step in solver.plan(times))
+    draws = sum(step.std > 0 for step in solver.plan(times))
     x = torch.zeros(draws + 1, 1, dtype=torch.float64)
     x[0] = marginal_std(solver.path, times[0])
     sources = iter(torch.eye(draws + 1, dtype=torch.float64)[1:, :, None])

@@ -7,11 +7,11 @@ import fm_diffusers
 
 ROOT = Path(fm_diffusers.__file__).parent
 FLOORS = [
-    {"paths", "grids", "tables"},
-    {"predictions", "diffusions"},
+    {"paths", "tables"},
+    {"grids", "predictions", "diffusions"},
     {"fields", "objectives", "solvers"},
     {"scheduler", "hub"},
-    {"pipeline"},
+    {"calibration", "pipeline"},
 ]
 
 

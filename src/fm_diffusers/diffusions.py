@@ -78,10 +78,10 @@ class Diffusion:
             return self.closed_integral(path, t, s, self.scale)
         # in -log(1 - t) the powers of beta that are singular at t = 1 become smooth
         start, stop = -torch.log1p(-t), -torch.log1p(-s)
-        v = start + (stop - start) * _NODES.to(t.device)
+        v = start[..., None] + (stop - start)[..., None] * _NODES.to(t.device)
         rest = torch.exp(-v)
         values = self._weighted(path, 1 - rest, self.power - 2) * rest
-        return (stop - start) * (values * _WEIGHTS.to(t.device)).sum()
+        return (stop - start) * (values * _WEIGHTS.to(t.device)).sum(-1)
 
 
 _GAUSS = np.polynomial.legendre.leggauss(64)

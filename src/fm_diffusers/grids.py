@@ -1,44 +1,275 @@
 r"""Time grids: where a sampler stops on its way from noise to data.
 
-A grid maps `n` and the two end times to `n + 1` increasing times in float64, both ends included.
+A grid is a variable in which the steps are equal: with :math:`g` a monotone function of the
+signal-to-noise ratio, :math:`g(t_i) = g(t_0) + \frac{i}{n} (g(t_n) - g(t_0))`. Stated in the clock
+:math:`u = \alpha/(\alpha + \beta)`, which is the time of the linear path, or in its logit
+:math:`\lambda = \log(\alpha/\beta)`, a grid stops at the same signal-to-noise ratios whatever path
+the network was trained on, so that the samples do not depend on it. (`uniform` alone is equal
+steps in the path's own time.)
+
+Variables that are infinite at the noise or the data (`log_snr`, `karras`, `exponential`) are cut
+at the ratios :math:`\sigma = \beta/\alpha` of `sigma_max` and `sigma_min`; the ends of the path
+are kept and come before and after.
 
 References: Esser et al., "Scaling Rectified Flow Transformers", https://arxiv.org/abs/2403.03206
-(the shift).
+(shift, logit-normal); Karras et al., "Elucidating the Design Space of Diffusion-Based Generative
+Models", https://arxiv.org/abs/2206.00364; Lee et al., "Beta Sampling is All You Need",
+https://arxiv.org/abs/2407.12173.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
+from scipy import special
 from torch import Tensor
 
+from fm_diffusers.paths import GaussianPath
 
-def uniform(n: int, t_min: float = 0.0, t_max: float = 1.0) -> Tensor:
-    """Return `n` equal steps in time.
+Function = Callable[[Tensor], Tensor]
+
+#: Scale of the default grid by the number of steps up to which it holds, chosen on networks and
+#: exact fields (`benchmarks/`): few steps must not be spent on the last details.
+SCALES = {6: 1.0, math.inf: 1.2}
+
+
+def uniform(n: int, path: GaussianPath, t_min: float = 0.0, t_max: float = 1.0) -> Tensor:
+    """Return `n` equal steps in the path's time.
 
     Example:
-        >>> uniform(4)
+        >>> from fm_diffusers.paths import Linear
+        >>> uniform(4, Linear())
         tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
     """
     return torch.linspace(t_min, t_max, n + 1, dtype=torch.float64)
 
 
-def shifted(n: int, t_min: float = 0.0, t_max: float = 1.0, shift: float = 3.0) -> Tensor:
-    r"""Return equal steps with the noise time :math:`\sigma = 1 - t` moved towards the noise.
+def logistic(
+    n: int,
+    path: GaussianPath,
+    t_min: float = 0.0,
+    t_max: float = 1.0,
+    shift: float = 1.0,
+    scale: float | None = None,
+) -> Tensor:
+    r"""Return the quantiles :math:`\lambda_i = s\, \mathrm{logit}(i/n) - \ln(shift)`.
 
-    :math:`\sigma' = s\sigma / (1 + (s - 1)\sigma)`: on the linear path every signal-to-noise ratio
-    is divided by the shift :math:`s`. `t_min` and `t_max` are times after the shift.
+    The log-SNR is spread like a logistic distribution. A shift above 1 moves the steps towards the
+    noise, a `scale` s above 1 towards both ends. `scale=None` is the default grid, whose scale is
+    chosen by the number of steps (`SCALES`).
+
+    Raises:
+        ValueError: if `shift` or `scale` is not positive.
+    """
+    if scale is None:
+        scale = next(scale for most, scale in SCALES.items() if n <= most)
+    _check_positive(shift=shift, scale=scale)
+    offset = math.log(shift)
+    return _equal_steps(
+        n,
+        path,
+        (t_min, t_max),
+        lambda log_snr: torch.sigmoid((log_snr + offset) / scale),
+        lambda g: scale * torch.logit(g) - offset,
+    )
+
+
+def shifted(
+    n: int, path: GaussianPath, t_min: float = 0.0, t_max: float = 1.0, shift: float = 3.0
+) -> Tensor:
+    r"""Return equal steps in u with the noise level :math:`\sigma = 1 - u` moved to the noise.
+
+    :math:`\sigma' = s\sigma / (1 + (s - 1)\sigma)`: every signal-to-noise ratio is divided by the
+    shift :math:`s`. `t_min` and `t_max` are times after the shift.
 
     Raises:
         ValueError: if `shift` is not positive.
     """
-    if not shift > 0:
-        raise ValueError(f"shift must be positive, got {shift}; 1 is the uniform grid")
-    ends = torch.tensor([t_min, t_max], dtype=torch.float64)
-    low, high = (shift * ends / (1 + (shift - 1) * ends)).tolist()
-    t = uniform(n, low, high)
-    times = t / (shift - (shift - 1) * t)
-    times[0], times[-1] = t_min, t_max
-    return times
+    _check_positive(shift=shift)
+    return logistic(n, path, t_min, t_max, shift, scale=1.0)
 
 
-GRIDS: dict[str, Callable[..., Tensor]] = {"uniform": uniform, "shifted": shifted}
+def logit_normal(
+    n: int,
+    path: GaussianPath,
+    t_min: float = 0.0,
+    t_max: float = 1.0,
+    mean: float = 0.0,
+    std: float = 2.0,
+) -> Tensor:
+    r"""Return the quantiles :math:`\lambda_i = mean + std\, \Phi^{-1}(i/n)`.
+
+    Raises:
+        ValueError: if `std` is not positive.
+    """
+    _check_positive(std=std)
+    return _equal_steps(
+        n,
+        path,
+        (t_min, t_max),
+        lambda log_snr: torch.special.ndtr((log_snr - mean) / std),
+        lambda g: mean + std * torch.special.ndtri(g),
+    )
+
+
+def log_snr(
+    n: int,
+    path: GaussianPath,
+    t_min: float = 0.0,
+    t_max: float = 1.0,
+    sigma_min: float = 0.02,
+    sigma_max: float = 50.0,
+) -> Tensor:
+    r"""Return equal steps in :math:`\lambda`, between the ratios `sigma_max` and `sigma_min`."""
+    same: Function = lambda value: value  # noqa: E731
+    return _cut_steps(n, path, (t_min, t_max), same, same, sigma_min, sigma_max)
+
+
+def karras(
+    n: int,
+    path: GaussianPath,
+    t_min: float = 0.0,
+    t_max: float = 1.0,
+    sigma_min: float = 0.02,
+    sigma_max: float = 50.0,
+    rho: float = 7.0,
+) -> Tensor:
+    r"""Return equal steps in :math:`(\beta/\alpha)^{1/\rho}` (EDM).
+
+    Raises:
+        ValueError: if `rho` is not positive.
+    """
+    _check_positive(rho=rho)
+    return _cut_steps(
+        n,
+        path,
+        (t_min, t_max),
+        lambda log_snr: -torch.exp(-log_snr / rho),
+        lambda g: -rho * torch.log(-g),
+        sigma_min,
+        sigma_max,
+    )
+
+
+def exponential(
+    n: int,
+    path: GaussianPath,
+    t_min: float = 0.0,
+    t_max: float = 1.0,
+    sigma_min: float = 0.02,
+    sigma_max: float = math.inf,
+) -> Tensor:
+    r"""Return equal ratios of :math:`1 - u`, until :math:`\beta/\alpha` is `sigma_min`."""
+    return _cut_steps(
+        n,
+        path,
+        (t_min, t_max),
+        lambda log_snr: -torch.nn.functional.logsigmoid(-log_snr),
+        lambda g: torch.log(torch.expm1(g)),
+        sigma_min,
+        sigma_max,
+    )
+
+
+def beta(
+    n: int,
+    path: GaussianPath,
+    t_min: float = 0.0,
+    t_max: float = 1.0,
+    alpha: float = 0.6,
+    beta: float = 0.6,
+) -> Tensor:
+    """Return the quantiles of a beta distribution of the clock u.
+
+    Raises:
+        ValueError: if `alpha` or `beta` is not positive.
+    """
+    _check_positive(alpha=alpha, beta=beta)
+    return _equal_steps(
+        n,
+        path,
+        (t_min, t_max),
+        lambda log_snr: torch.as_tensor(
+            special.betainc(alpha, beta, torch.sigmoid(log_snr).numpy())
+        ),
+        lambda g: torch.logit(torch.as_tensor(special.betaincinv(alpha, beta, g.numpy()))),
+    )
+
+
+def polynomial(
+    n: int, path: GaussianPath, t_min: float = 0.0, t_max: float = 1.0, power: float = 2.0
+) -> Tensor:
+    r"""Return :math:`1 - u_i = (1 - i/n)^{power}`: a power above 1 slows down towards the data.
+
+    Raises:
+        ValueError: if `power` is not positive.
+    """
+    _check_positive(power=power)
+    return _equal_steps(
+        n,
+        path,
+        (t_min, t_max),
+        lambda log_snr: 1 - torch.sigmoid(-log_snr) ** (1 / power),
+        lambda g: -torch.logit((1 - g) ** power),
+    )
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _with_numpy(function: Callable, *values: float | Tensor) -> Tensor:
+    return torch.as_tensor(function(*(getattr(v, "numpy", lambda v=v: v)() for v in values)))
+
+
+def _equal_steps(
+    n: int, path: GaussianPath, ends: tuple[float, float], g: Function, inverse: Function
+) -> Tensor:
+    """Return the times at which `g` of the log-SNR has equal steps, both ends kept as given."""
+    first, last = g(path.log_snr(torch.tensor(ends, dtype=torch.float64))).tolist()
+    inner = path.time(inverse(torch.linspace(first, last, n + 1, dtype=torch.float64)[1:-1]))
+    return _between(ends, inner)
+
+
+def _cut_steps(
+    n: int,
+    path: GaussianPath,
+    ends: tuple[float, float],
+    g: Function,
+    inverse: Function,
+    sigma_min: float,
+    sigma_max: float,
+) -> Tensor:
+    """Return equal steps in a `g` that is infinite at an end, cut there; the ends are kept."""
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"0 < sigma_min < sigma_max must hold, got {sigma_min} and {sigma_max}")
+    cuts = torch.tensor([-math.log(sigma_max), -math.log(sigma_min)], dtype=torch.float64)
+    first, last = path.log_snr(torch.tensor(ends, dtype=torch.float64))
+    stop = torch.minimum(last, cuts[1])
+    count = n if stop == last else n - 1
+    values = g(torch.stack([torch.maximum(first, cuts[0]), stop])).tolist()
+    steps = torch.linspace(*values, max(count, 1) + 1, dtype=torch.float64)
+    return _between(ends, path.time(inverse(steps[1:n])))
+
+
+def _between(ends: tuple[float, float], inner: Tensor) -> Tensor:
+    first, last = torch.tensor(ends, dtype=torch.float64).split(1)
+    return torch.cat([first, inner, last])
+
+
+#: The grids by their names in a saved configuration, called as `(n, path, t_min, t_max)` with
+#: parameters of their own. `GRIDS["mine"] = my_grid` adds one; whoever loads a scheduler saved
+#: with it must do the same first.
+GRIDS: dict[str, Callable[..., Tensor]] = {
+    "uniform": uniform,
+    "logistic": logistic,
+    "shifted": shifted,
+    "logit_normal": logit_normal,
+    "log_snr": log_snr,
+    "karras": karras,
+    "exponential": exponential,
+    "beta": beta,
+    "polynomial": polynomial,
+}

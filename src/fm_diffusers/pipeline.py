@@ -156,6 +156,41 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
         dtype = torch.promote_types(latents.dtype, torch.float32)
         return latents.to(self._execution_device, dtype)
 
+    def predict(
+        self, latents: Tensor, t: Tensor, labels: Tensor | None, guidance_scale: float
+    ) -> Tensor:
+        """Return what the network predicts, guided; `labels` are those of `encode_labels`."""
+        guide = guidance_scale != 1
+        model_input = torch.cat([latents] * 2) if guide else latents
+        model_input = self.scheduler.scale_model_input(model_input, t).to(self.unet.dtype)
+        output = self.unet(model_input, t, labels, return_dict=False)[0].to(latents.dtype)
+        return torch.lerp(*output.chunk(2), guidance_scale) if guide else output
+
+    def calibration_field(
+        self,
+        num_samples: int,
+        generator: Generators | None = None,
+        noise: Tensor | None = None,
+        class_labels: list[int] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> tuple[Callable[[Tensor, Tensor, slice], Tensor], Tensor]:
+        """Return the network as a field of parts of a batch, and noise, for `calibrate`."""
+        noise = self.prepare_latents(num_samples, generator, noise)
+        noise = noise / self.scheduler.init_noise_sigma if noise is None else noise
+        labels = class_labels or list(range(self.num_classes)) or None
+        if labels is not None:
+            labels = [labels[i % len(labels)] for i in range(len(noise))]
+        sizes = (1, None if labels else len(noise), guidance_scale, "pt", [])
+        self.check_inputs(labels, *sizes)
+
+        def field(x: Tensor, t: Tensor, part: slice) -> Tensor:
+            timestep = self.scheduler.to_timestep(t).to(x.device, torch.float32)
+            chosen = None if labels is None else labels[part]
+            encoded = self.encode_labels(chosen, 1, len(x), guidance_scale != 1)
+            return self.predict(x, timestep, encoded, guidance_scale)
+
+        return field, noise
+
     @torch.no_grad()
     def __call__(
         self,
@@ -217,12 +252,7 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
 
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress_bar:
             for i, t in enumerate(self.scheduler.timesteps):
-                model_input = torch.cat([latents] * 2) if guide else latents
-                model_input = self.scheduler.scale_model_input(model_input, t).to(self.unet.dtype)
-                output = self.unet(model_input, t, label_input, return_dict=False)[0]
-                output = output.to(latents.dtype)
-                if guide:
-                    output = torch.lerp(*output.chunk(2), guidance_scale)
+                output = self.predict(latents, t, label_input, guidance_scale)
                 latents = self.scheduler.step(
                     output, t, latents, generator=generator, return_dict=False
                 )[0]

@@ -105,13 +105,13 @@ def _row(path: GaussianPath, prediction: str, t: Tensor) -> Row:
     return a, b, w * factor(path, t)
 
 
-def is_defined(path: GaussianPath, prediction: str, t: float | Tensor) -> bool:
-    """Whether the prediction's own target is finite at time `t`, a scalar.
+def is_defined(path: GaussianPath, prediction: str, t: float | Tensor) -> Tensor:
+    """Whether the prediction's own target is finite at times `t`.
 
     Where it is not (the score at the data, the velocity of the variance-preserving path there) no
     network can have learned it.
     """
-    return bool(_row(path, prediction, as_time(t))[2] != 0)
+    return _row(path, prediction, as_time(t))[2] != 0
 
 
 def conversion(

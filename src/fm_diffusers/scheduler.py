@@ -25,7 +25,15 @@ from fm_diffusers.diffusions import Diffusion, get_diffusion
 from fm_diffusers.grids import GRIDS
 from fm_diffusers.paths import PATHS, GaussianPath
 from fm_diffusers.predictions import check_prediction, target
-from fm_diffusers.solvers import SOLVERS, Solver, Step, combine, update
+from fm_diffusers.solvers import (
+    SOLVERS,
+    Calibrated,
+    Solver,
+    Step,
+    combine,
+    memory_size,
+    update,
+)
 from fm_diffusers.tables import make
 
 #: Where a default grid starts if the model says nothing at t = 0: alpha/(alpha + beta) there.
@@ -37,7 +45,7 @@ class GaussianFlowSchedulerOutput(BaseOutput):
     """Output of `GaussianFlowScheduler.step`.
 
     Attributes:
-        prev_sample: the sample at the next timestep, in the dtype of the model output.
+        prev_sample: the sample at the next timestep, in the wider of the two dtypes given.
         pred_original_sample: the data that the model output predicts, E[z | sample].
     """
 
@@ -66,6 +74,7 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
             determine velocity and data there (noise and score models on paths with alpha = 0, the
             velocity of the polynomial path), the time at which alpha/(alpha + beta) = 0.01.
         t_max: last time of the grid (1 is data). None is 1.
+        calibration: what `fm_diffusers.calibration.calibrate` has fitted, by the number of steps.
 
     Example:
         >>> scheduler = GaussianFlowScheduler(solver="heun")
@@ -87,14 +96,15 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
         path: str = "linear",
         path_kwargs: dict[str, float] | None = None,
         prediction_type: str = "velocity",
-        solver: str = "exponential_multistep",
+        solver: str = "predictor_corrector",
         solver_kwargs: dict[str, Any] | None = None,
         diffusion: str | None = None,
         diffusion_kwargs: dict[str, float] | None = None,
-        grid: str = "uniform",
+        grid: str = "logistic",
         grid_kwargs: dict[str, float] | None = None,
         t_min: float | None = None,
         t_max: float | None = None,
+        calibration: dict[str, Any] | None = None,
     ) -> None:
         if not 0 <= (t_min or 0) < (1 if t_max is None else t_max) <= 1:
             raise ValueError(f"0 <= t_min < t_max <= 1 must hold, got {t_min} and {t_max}")
@@ -157,8 +167,8 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
         return make("solver", SOLVERS, name, parameters, **model, diffusion=self.diffusion)
 
     def _grid(self, num_inference_steps: int, first: float, last: float) -> Tensor:
-        ends = {"n": num_inference_steps, "t_min": first, "t_max": last}
-        return make("grid", GRIDS, self.config.grid, self.config.grid_kwargs, **ends)
+        given = {"n": num_inference_steps, "path": self.path, "t_min": first, "t_max": last}
+        return make("grid", GRIDS, self.config.grid, self.config.grid_kwargs, **given)
 
     def set_timesteps(
         self,
@@ -197,24 +207,54 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
                     f"grid, {self.to_timestep(last):g} as a timestep, which is added to them; "
                     f"got {starts.tolist()}"
                 )
+        elif (found := self._calibrated(num_inference_steps)) is not None:
+            solver, times = found
         elif not isinstance(num_inference_steps, int) or num_inference_steps < 1:
             raise ValueError(
                 f"num_inference_steps must be an integer of at least 1, got {num_inference_steps};"
                 " or give sigmas or timesteps"
             )
         else:
-            first = self._first_time(solver) if self.config.t_min is None else self.config.t_min
-            times = self._grid(num_inference_steps, first, last)
+            times = self._grid(num_inference_steps, *self.ends(solver))
         # the times that float32 timesteps stand for, so that model and solver agree on them
         times = self.to_time(self.to_timestep(times).float().double())
         self.num_inference_steps = len(times) - 1
-        self._times, self._whole_plan = times, solver.plan(times)
-        self._plan = self._whole_plan
-        self._to_sample = [solver.convert("sample", step.t) for step in self._plan]
+        self._plan = solver.plan(times)
+        self._memory_size = memory_size(self._plan)
         nodes = torch.tensor([step.t for step in self._plan] + [times[-1]], dtype=torch.float64)
+        self._to_sample = torch.stack(solver.convert("sample", nodes[:-1]), 1).tolist()
+        self._table = _tabulated(self._plan, self._to_sample, self._memory_size)
         self.timesteps = self.to_timestep(nodes[:-1]).to(device, torch.float32)
         self.sigmas = (1 - nodes).to(device, torch.float32)
         self._reset(None)
+
+    def ends(self, solver: Solver) -> tuple[float, float]:
+        """Return the first and the last time of a grid."""
+        c = self.config
+        first = self._first_time(solver) if c.t_min is None else c.t_min
+        return first, 1.0 if c.t_max is None else c.t_max
+
+    @property
+    def calibrated_for(self) -> dict[str, Any]:
+        """The part of the configuration under which a calibration holds."""
+        names = ("solver", "solver_kwargs", "grid", "grid_kwargs", "t_min", "t_max")
+        return {name: self.config[name] for name in names}
+
+    def calibrated_times(self, log_snr: list[float]) -> Tensor:
+        """Return the grid with these log-SNRs between its ends."""
+        first, last = self.ends(self._solver())
+        inner = self.path.time(torch.tensor(log_snr, dtype=torch.float64))
+        return torch.tensor([first, *inner.tolist(), last], dtype=torch.float64)
+
+    def _calibrated(self, num_inference_steps: int | None) -> tuple[Solver, Tensor] | None:
+        """Return the solver and grid fitted for so many steps, if there are, and if they hold."""
+        calibration = self.config.calibration or {}
+        found = calibration.get("steps", {}).get(str(num_inference_steps))
+        if found is None or calibration["for"] != self.calibrated_for or self._solver().noisy:
+            return None
+        model = {"path": self.path, "prediction": self.config.prediction_type}
+        solver = Calibrated(**model, **found["method"], readout=tuple(found["readout"]))
+        return solver, self.calibrated_times(found["log_snr"])
 
     def _first_time(self, solver: Solver) -> float:
         if solver.exists(0.0) and all(map(math.isfinite, solver.convert("sample", 0.0))):
@@ -233,6 +273,14 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
     def step_index(self) -> int | None:
         """Index of the next `step` in `timesteps`; None before the first."""
         return self._step_index
+
+    @property
+    def _step_index(self) -> int | None:
+        return int(self._index) if self._begun else None
+
+    @_step_index.setter
+    def _step_index(self, index: int) -> None:
+        self._index = torch.tensor(index)
 
     @property
     def begin_index(self) -> int | None:
@@ -254,9 +302,12 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
         if schedule_timesteps is not None or not self._plan:
             schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
             return (schedule - torch.as_tensor(timestep).to(schedule)).abs().argmin().item()
-        starts = self._starts
-        distance = self.timesteps[starts] - torch.as_tensor(timestep).to(self.timesteps)
-        return starts[distance.abs().argmin().item()]
+        return self._nearest_start(timestep).item()
+
+    def _nearest_start(self, timestep: float | Tensor) -> Tensor:
+        distance = (self.timesteps - torch.as_tensor(timestep).to(self.timesteps)).abs()
+        starts = torch.tensor(self._starts, device=distance.device)
+        return starts[distance[starts].argmin()]
 
     @property
     def _starts(self) -> list[int]:
@@ -265,26 +316,30 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
         return [0, *ends[:-1]]
 
     def _reset(self, begin_index: int | None) -> None:
-        self._begin_index, self._step_index = begin_index, None
+        self._begin_index, self._begun = begin_index, False
+        # on the CPU, so that reading them never waits for an accelerator
+        self._index = self._first = torch.tensor(0)
         self._memory: tuple[Tensor, ...] = ()
+        self._kept: tuple[Tensor, int, Tensor] | None = None
 
     def _begin(self, timestep: float | Tensor) -> None:
         if not self._plan:
             raise ValueError("call set_timesteps before step: there is no grid to step on yet")
-        index = self._begin_index
-        if index is None:
-            index = self.index_for_timestep(timestep)
-        starts = self._starts
-        if index not in starts:
+        index, starts = self._begin_index, self._starts
+        if index is not None and index not in starts:
             raise ValueError(
                 f"a loop begins at the start of an interval, one of the indices {starts}, "
                 f"got index {index}"
             )
-        self._step_index = index
-        # a solver with a history has none here: its plan starts afresh
-        rest = self._times[starts.index(index) :]
-        skipped = self._whole_plan[:index]
-        self._plan = skipped + self._solver().plan(rest) if skipped else self._whole_plan
+        if index is not None:
+            self._index = torch.tensor(index)
+        elif not torch.compiler.is_compiling() and _is_view(timestep, self.timesteps):
+            # an element of `timesteps` knows its place, without asking the device
+            place = timestep.storage_offset() - self.timesteps.storage_offset()
+            self._index = torch.tensor(max(start for start in starts if start <= place))
+        else:
+            self._index = self._nearest_start(timestep).cpu()
+        self._first, self._begun = self._index, True
 
     # --- sampling --------------------------------------------------------------------------------
 
@@ -303,6 +358,9 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
     ) -> GaussianFlowSchedulerOutput | tuple[Tensor, Tensor]:
         """Take one model output and return the sample at which the model is asked next.
 
+        Computed in float32 or better. A sample that was handed out in a lower precision and comes
+        back as it was goes on from its float32 value.
+
         Args:
             model_output: what the network predicted, shape `(batch, ...)`.
             timestep: the current one of `timesteps`; it decides where a loop begins.
@@ -319,25 +377,59 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
                 f"model_output and sample must have one shape, got {tuple(model_output.shape)} "
                 f"and {tuple(sample.shape)}"
             )
-        if self._step_index is None:
+        if not self._begun:
             self._begin(timestep)
-        if self._step_index >= len(self._plan):
+        out_dtype = torch.promote_types(model_output.dtype, sample.dtype)
+        dtype = torch.promote_types(out_dtype, torch.float32)
+        x, q = self._exact(sample).to(dtype), model_output.to(dtype)
+        advance = self._advance_traced if torch.compiler.is_compiling() else self._advance
+        moved, original = advance(x, q, generator)
+        self._index = self._index + 1
+        x, original = moved.to(out_dtype), original.to(out_dtype)
+        self._keep(x, moved)
+        return GaussianFlowSchedulerOutput(x, original) if return_dict else (x, original)
+
+    def _advance(self, x: Tensor, q: Tensor, generator: Any) -> tuple[Tensor, Tensor]:
+        """Return the next sample and the data prediction, by the weights of the plan."""
+        index, past = int(self._index), int(self._index - self._first)
+        if index >= len(self._plan):
             raise ValueError(
                 f"all {len(self._plan)} timesteps are done: call set_timesteps to sample again"
             )
-        step = self._plan[self._step_index]
-        dtype = torch.promote_types(
-            torch.promote_types(model_output.dtype, sample.dtype), torch.float32
-        )
-        x, q = sample.to(dtype), model_output.to(dtype)
-        noise = None
-        if step.draws:
-            noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=dtype)
-        original = combine(self._to_sample[self._step_index], (x, q))
-        x, self._memory = update(step, self._memory, x, q, noise)
-        self._step_index += 1
-        x, original = x.to(model_output.dtype), original.to(model_output.dtype)
-        return GaussianFlowSchedulerOutput(x, original) if return_dict else (x, original)
+        step, noise = self._plan[index], None
+        if step.std:
+            noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        original = combine(self._to_sample[index], (x, q))
+        x, self._memory = update(step, self._memory[:past], x, q, noise, self._memory_size)
+        return x, original
+
+    def _advance_traced(self, x: Tensor, q: Tensor, generator: Any) -> tuple[Tensor, Tensor]:
+        """Do the same with weights as tensors: one graph for the steps of a compiled loop."""
+        past = (self._index - self._first).clamp(max=self._table.shape[1] - 1)
+        a, b, z_x, z_q, std, c, *w = self._table[self._index, past].unbind()
+        k = a * x + b * q
+        missing = self._memory_size - len(self._memory)
+        slopes = (k, *self._memory, *[k] * missing)
+        moved = c * x
+        for weight, slope in zip(w, slopes, strict=True):
+            moved = moved + weight * slope
+        if any(step.std for step in self._plan):
+            shape = {"device": x.device, "dtype": x.dtype}
+            moved = moved + std * randn_tensor(x.shape, generator=generator, **shape)
+        self._memory = slopes[: self._memory_size]
+        return moved, z_x * x + z_q * q
+
+    def _keep(self, given: Tensor, exact: Tensor) -> None:
+        """Remember the float32 value of a sample that is handed out in a lower precision."""
+        if given is not exact and not torch.compiler.is_compiling() and not given.is_inference():
+            self._kept = given, given._version, exact
+
+    def _exact(self, sample: Tensor) -> Tensor:
+        """Return the float32 value of a sample that was handed out and not changed since."""
+        if self._kept is None:
+            return sample
+        given, version, exact = self._kept
+        return exact if sample is given and sample._version == version else sample
 
     # --- training --------------------------------------------------------------------------------
 
@@ -371,3 +463,28 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
+
+
+def _is_view(timestep: float | Tensor, timesteps: Tensor) -> bool:
+    return (
+        isinstance(timestep, Tensor)
+        and timestep.device.type != "meta"
+        and timestep.dtype == timesteps.dtype
+        and timestep.untyped_storage().data_ptr() == timesteps.untyped_storage().data_ptr()
+    )
+
+
+def _tabulated(plan: list[Step], to_sample: list, memory_size: int) -> Tensor:
+    """Return the weights of a plan as one tensor `(steps, past slopes, weights)`."""
+    pasts = range(max(len(step.rows) for step in plan))
+    width = memory_size + 2
+    return torch.tensor(
+        [
+            [
+                [*step.slope, *z, step.std, *row, *[0.0] * (width - len(row))]
+                for row in map(step.row, pasts)
+            ]
+            for step, z in zip(plan, to_sample, strict=True)
+        ],
+        dtype=torch.float64,
+    )

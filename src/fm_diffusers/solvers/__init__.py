@@ -3,8 +3,18 @@
 from collections.abc import Callable
 from functools import partial
 
-from fm_diffusers.solvers.base import Noise, Solver, Step, combine, integrate, trajectory, update
-from fm_diffusers.solvers.exponential import ExponentialMultistep
+from fm_diffusers.solvers.base import (
+    Noise,
+    Solver,
+    Step,
+    combine,
+    integrate,
+    memory_size,
+    trajectory,
+    update,
+)
+from fm_diffusers.solvers.calibrated import Calibrated
+from fm_diffusers.solvers.exponential import FORMS, RULES, VARIABLES, Multistep
 from fm_diffusers.solvers.runge_kutta import EULER, HEUN, MIDPOINT, RK4, RungeKutta, Tableau
 from fm_diffusers.solvers.stochastic import EulerMaruyama, StochasticHeun
 
@@ -16,15 +26,30 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "heun": partial(RungeKutta, tableau=HEUN),
     "rk4": partial(RungeKutta, tableau=RK4),
     "ddim": partial(RungeKutta, tableau=EULER, clock="snr"),
-    "exponential_multistep": ExponentialMultistep,
+    "adams_bashforth": partial(Multistep, variable="clock"),
+    "exponential_multistep": partial(Multistep, form="data"),
+    "dpm_solver++": partial(Multistep, form="data", variable="log_snr", solver_type="midpoint"),
+    "unipc": partial(
+        Multistep,
+        form="data",
+        variable="log_snr",
+        corrector=True,
+        solver_type="bh2",
+        lower_order_final=True,
+    ),
+    "predictor_corrector": partial(Multistep, corrector=True),
     "euler_maruyama": EulerMaruyama,
     "stochastic_heun": StochasticHeun,
 }
 
 __all__ = [
+    "FORMS",
+    "RULES",
     "SOLVERS",
+    "VARIABLES",
+    "Calibrated",
     "EulerMaruyama",
-    "ExponentialMultistep",
+    "Multistep",
     "Noise",
     "RungeKutta",
     "Solver",
@@ -33,6 +58,7 @@ __all__ = [
     "Tableau",
     "combine",
     "integrate",
+    "memory_size",
     "trajectory",
     "update",
 ]

@@ -1,21 +1,23 @@
 r"""What a solver is: a function from times to a plan, and one `update` that carries a plan out.
 
 diffusers' caller owns the model and hands in one output at a time, so a sampler is cut at its
-model evaluations. Every solver here is linear in what it has seen, hence one evaluation is a few
-rows of weights over
+model evaluations. Every solver here is linear in what it has seen, and every method, one-step or
+multistep, with a corrector or without, is one row of weights for each evaluation:
 
-.. math:: (\text{memory}\dots, x, k, n),
+.. math:: x_{n+1} = c\, x_n + \sum_{j \ge 0} w_j k_{n-j} + s\, \xi,
 
-where :math:`x` is the sample at which the model was asked, :math:`k = c_x x + c_q q` the slope
-that its output :math:`q` stands for, and :math:`n` standard normal noise. The first row is the
-next sample; the others are what the solver remembers. The weights depend on the times alone and
-are computed once, in float64; a step is then a linear combination, and a new solver is a new plan.
+where :math:`x_n` is the sample at which the model was asked, :math:`k_n = a\, x_n + b\, q_n` the
+slope that its output :math:`q_n` stands for, and :math:`\xi` standard normal noise. All that a
+solver remembers are its last slopes. (A stage of a Runge-Kutta method, or a predicted sample that
+a corrector moves, differs from the sample before it by a combination of those, so neither need be
+kept: what the caller did to the sample meanwhile is respected.) The weights depend on the times
+alone and are computed once, in float64; a new solver is a new plan.
 
 **One word makes any ODE solver an SDE solver.** With :math:`K = \int \sigma^2/(2\beta^2) dt` over
 the step from t to s, the ODE is carried past s to the time t' of the log signal-to-noise ratio
 :math:`\lambda_s + K` and noised back exactly:
 
-.. math:: x_s = \frac{\alpha_s}{\alpha_{t'}} x_{t'} + \beta_s \sqrt{1 - e^{-2K}}\, n.
+.. math:: x_s = \frac{\alpha_s}{\alpha_{t'}} x_{t'} + \beta_s \sqrt{1 - e^{-2K}}\, \xi.
 
 That keeps the marginals as well as the ODE solver does, for every path and every coefficient; with
 a solver of order 1 on the signal-to-noise clock it is the exact Ornstein-Uhlenbeck step for a
@@ -24,17 +26,15 @@ overshoot longer than the step itself (coefficients above the memoryless one, ne
 all) is taken in full by solvers of order 1 only; see `REACH`.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion
-from fm_diffusers.paths import GaussianPath
+from fm_diffusers.paths import GaussianPath, as_time
 from fm_diffusers.predictions import check_prediction, conversion, is_defined
 
 #: How far in log-SNR a step of order above 1 may overshoot, if it is not itself longer: beyond,
@@ -53,8 +53,10 @@ class Step(NamedTuple):
     Attributes:
         t: the time at which the model is asked.
         interval: the two times of the grid that it helps to connect.
-        slope: weights of the sample and of the model output in the slope.
-        rows: weights of the next sample, then of each tensor to remember.
+        slope: weights `a` and `b` of the sample and of the model output in the slope.
+        rows: weights of the sample, of this slope and of past ones, newest first, in the next
+            sample; a row for each number of past slopes from 0, the last one for all greater.
+        std: standard deviation of the noise that is added.
         ends_interval: whether the next sample lies on the grid, not at a stage inside an interval.
     """
 
@@ -62,27 +64,29 @@ class Step(NamedTuple):
     interval: tuple[float, float]
     slope: tuple[float, float]
     rows: tuple[Weights, ...]
+    std: float = 0.0
     ends_interval: bool = True
 
-    @property
-    def draws(self) -> bool:
-        """Whether the step takes fresh noise."""
-        return any(row[-1] != 0 for row in self.rows)
+    def row(self, past: int) -> Weights:
+        """Return the weights where `past` slopes are remembered."""
+        return self.rows[min(past, len(self.rows) - 1)]
 
 
-def combine(weights: Weights, tensors: tuple[Tensor | None, ...]) -> Tensor:
+def combine(weights: Weights, tensors: tuple[Tensor, ...]) -> Tensor:
     """Return the linear combination; a tensor of weight one on its own is passed on uncopied."""
     terms = [(w, v) for w, v in zip(weights, tensors, strict=True) if w != 0]
     (w, total), *rest = terms or [(0.0, tensors[0])]
-    if w != 1:
+    owned = w != 1
+    if owned:
         total = w * total
     for w, v in rest:
-        total = torch.add(total, v, alpha=w)
+        total = total.add_(v, alpha=w) if owned else torch.add(total, v, alpha=w)
+        owned = True
     return total
 
 
 def update(
-    step: Step, memory: Memory, x: Tensor, q: Tensor, noise: Tensor | None = None
+    step: Step, memory: Memory, x: Tensor, q: Tensor, noise: Tensor | None = None, size: int = 8
 ) -> tuple[Tensor, Memory]:
     """Carry out one step of a plan; consumes one model output.
 
@@ -91,21 +95,48 @@ def update(
         memory: what the step before returned; `()` at the start.
         x: the sample at which the model was asked.
         q: the model's output there, of the same shape and dtype.
-        noise: standard normal noise of that shape, where `step.draws`.
+        noise: standard normal noise of that shape, where `step.std` is not 0.
+        size: number of slopes to remember, `memory_size(plan)` or more.
 
     Returns:
         The next sample and the memory for the next step.
     """
-    k = combine(step.slope, (x, q))
-    x, *memory = (combine(row, (*memory, x, k, noise)) for row in step.rows)
-    return x, tuple(memory)
+    slopes = (combine(step.slope, (x, q)), *memory)
+    row = step.row(len(memory))
+    weights, tensors = row, (x, *slopes[: len(row) - 1])
+    if step.std:
+        weights, tensors = (*row, step.std), (*tensors, noise)
+    return combine(weights, tensors), slopes[:size]
+
+
+def memory_size(plan: list[Step]) -> int:
+    """Return how many past slopes the steps of a plan look back at."""
+    return max(len(row) for step in plan for row in step.rows) - 2
+
+
+class Landing(NamedTuple):
+    r"""Where the ODE is carried on a step that is noised back, as vectors over the steps.
+
+    Attributes:
+        t: the time t' at which the ODE stops.
+        log_snr: the log signal-to-noise ratio there.
+        gain: :math:`\alpha_s/\alpha_{t'}`.
+        std: standard deviation of the noise put back at `s`.
+        shift: K, by which every past log-SNR falls behind; infinite for a full refresh.
+    """
+
+    t: Tensor
+    log_snr: Tensor
+    gain: Tensor
+    std: Tensor
+    shift: Tensor
 
 
 @dataclass(frozen=True)
 class Solver:
     r"""Configuration of a solver: the path, what the model predicts on it, the coefficient of dW.
 
-    Subclasses say which slope they integrate (`slope`) and how they cross an interval (`cross`).
+    Subclasses say which slope they integrate (`slope`) and how they cross the grid (`steps`).
 
     Attributes:
         path: the Gaussian path.
@@ -125,18 +156,25 @@ class Solver:
     def __post_init__(self) -> None:
         check_prediction(self.prediction)
 
-    def slope(self, t: float) -> tuple[float, float]:
-        """Return the weights of the sample and of the model output in the slope at `t`."""
+    @property
+    def noisy(self) -> bool:
+        """Whether an SDE is solved: there is a diffusion, and it does not vanish."""
+        return self.diffusion is not None and bool(self.diffusion.squared(self.path, 0.4) > 0)
+
+    def slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weights of the sample and of the model output in the slope at times `t`."""
         raise NotImplementedError
 
-    def cross(self, t: float, s: float) -> Iterator[Step]:
-        """Yield the steps from time `t` to time `s`."""
+    def steps(self, grid: Tensor) -> Iterator[Step]:
+        """Yield the steps through a float64 grid of valid times."""
         raise NotImplementedError
 
-    def exists(self, t: float) -> bool:
+    def exists(self, t: float | Tensor) -> Tensor:
         """Whether the model's prediction is defined at `t` and determines a finite slope."""
-        inside = 0 <= t <= 1 and is_defined(self.path, self.prediction, t)
-        return inside and all(map(math.isfinite, self.slope(t)))
+        t = as_time(t)
+        a, b = self.slope(t)
+        defined = is_defined(self.path, self.prediction, t)
+        return (t >= 0) & (t <= 1) & defined & a.isfinite() & b.isfinite()
 
     def plan(self, times: Tensor) -> list[Step]:
         """Return the steps through `times`, shape `(n + 1,)`, 0 is noise and 1 is data.
@@ -145,62 +183,69 @@ class Solver:
             ValueError: if the times are not strictly increasing (or, for an ODE, decreasing), or
                 if the model says nothing about the slope at one of them.
         """
-        grid = torch.as_tensor(times, dtype=torch.float64).tolist()
-        ascending, descending = (
-            all(sign * (s - t) > 0 for t, s in pairwise(grid)) for sign in (1, -1)
-        )
+        grid = torch.as_tensor(times, dtype=torch.float64).cpu()
+        ascending, descending = (bool((sign * grid.diff() > 0).all()) for sign in (1, -1))
         if len(grid) < 2 or not (ascending or (descending and self.diffusion is None)):
             raise ValueError(
                 "times must be at least two and strictly increasing from noise (0) to data (1), "
-                f"or strictly decreasing for an ODE; got {grid}"
+                f"or strictly decreasing for an ODE; got {grid.tolist()}"
             )
-        for t in grid[:-1]:
-            if not self.exists(t):
-                raise ValueError(
-                    f"at t = {t} a model that predicts {self.prediction!r} does not determine a "
-                    f"finite slope for {type(self).__name__} (t = 0 is noise, 1 is data, timestep "
-                    "= num_train_timesteps (1 - t)): stay strictly inside, as the default grid "
-                    "does"
-                )
-        return list(self.steps(grid))
-
-    def steps(self, grid: list[float]) -> Iterator[Step]:
-        """Yield the steps through a grid of valid times."""
-        for t, s in pairwise(grid):
-            yield from self.cross(t, s)
+        for t in grid[:-1][~self.exists(grid[:-1])].tolist():
+            raise ValueError(
+                f"at t = {t} a model that predicts {self.prediction!r} does not determine a "
+                f"finite slope for {type(self).__name__} (t = 0 is noise, 1 is data, timestep "
+                "= num_train_timesteps (1 - t)): stay strictly inside, as the default grid "
+                "does"
+            )
+        return _normalised(list(self.steps(grid)))
 
     def nodes(self, times: Tensor) -> list[float]:
         """Return the times at which the model is asked on the way through `times`."""
         return [step.t for step in self.plan(times)]
 
-    def landing(self, t: float, s: float) -> tuple[float, float, float]:
-        r"""Return t', the gain :math:`\alpha_s/\alpha_{t'}` and the noise put back at `s`.
+    def landing(self, t: Tensor, s: Tensor) -> Landing:
+        """Return where the steps from times `t` to times `s` are carried; see `Landing`.
 
         The overshoot stops at the end of the path, where it would leave it, and for solvers of
         order above 1 at the length of the step or `REACH`, whichever is longer.
         """
-        if self.diffusion is None:
-            return s, 1.0, 0.0
-        path = self.path
+        path, one = self.path, torch.ones_like(s)
         log_snr, last = path.log_snr(s), path.log_snr(1.0)
-        if log_snr >= last:
-            return s, 1.0, 0.0
-        overshoot = torch.minimum(self.diffusion.integral(path, t, s), last - log_snr)
-        if self.order > 1:
-            furthest = torch.clamp(log_snr - path.log_snr(t), min=REACH)
-            overshoot = torch.minimum(overshoot, furthest)
-        if overshoot == 0:
-            return s, 1.0, 0.0
-        beyond = log_snr + overshoot
-        end = 1.0 if beyond >= last else min(path.time(beyond).item(), 1.0)
-        gain = path.alpha(s) / path.alpha(end)
-        std = path.beta(s) * torch.sqrt(-torch.expm1(-2 * overshoot))
-        return end, gain.item(), std.item()
+        shift = 0 * one
+        if self.noisy:
+            inside = log_snr < last
+            shift = self.diffusion.integral(path, t, torch.where(inside, s, t))
+            shift = torch.where(inside, torch.minimum(shift, last - log_snr), 0.0)
+            if self.order > 1:
+                length = torch.where(inside, log_snr - path.log_snr(t), 0.0)
+                shift = torch.minimum(shift, length.clamp(min=REACH))
+        beyond = log_snr + shift
+        moved = torch.where(beyond >= last, one, path.time(beyond).clamp(max=1))
+        end = torch.where(shift > 0, moved, s)
+        gain = torch.where(shift > 0, path.alpha(s) / path.alpha(end), one)
+        std = path.beta(s) * torch.sqrt(-torch.expm1(-2 * shift))
+        return Landing(end, torch.where(shift > 0, beyond, log_snr), gain, std, shift)
 
-    def convert(self, target: str, t: float) -> tuple[float, float]:
+    def convert(self, target: str, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights that turn the sample and the model output into `target` at `t`."""
-        c_x, c_q = conversion(self.path, self.prediction, target, t)
-        return c_x.item(), c_q.item()
+        return conversion(self.path, self.prediction, target, t)
+
+
+def _normalised(plan: list[Step]) -> list[Step]:
+    """Scale every slope so that the model output has weight one in it, where it has any.
+
+    A slope that is a multiple of the model output is then the output itself: nothing to compute.
+    """
+    scales = [step.slope[1] or 1.0 for step in plan]
+    normalised = []
+    for i, step in enumerate(plan):
+        rows = tuple(
+            (row[0], *(w * scales[i - j] for j, w in enumerate(row[1:]) if i >= j))
+            for row in step.rows
+        )
+        a, b = step.slope
+        normalised.append(step._replace(slope=(a / scales[i], b / scales[i]), rows=rows))
+    return normalised
 
 
 def trajectory(
@@ -212,14 +257,15 @@ def trajectory(
 ) -> Iterator[Tensor]:
     """Yield the sample at every time of the grid after the first; see `integrate`."""
     plan = solver.plan(times)
-    if noise is None and any(step.draws for step in plan):
+    size = memory_size(plan)
+    if noise is None and any(step.std for step in plan):
         raise ValueError(
             "an SDE needs noise: pass noise=lambda t, s: torch.randn(x.shape, generator=...)"
         )
     memory: Memory = ()
     for step in plan:
         q = field(x, torch.tensor(step.t, dtype=torch.float64))
-        x, memory = update(step, memory, x, q, noise(*step.interval) if step.draws else None)
+        x, memory = update(step, memory, x, q, noise(*step.interval) if step.std else None, size)
         if step.ends_interval:
             yield x
 

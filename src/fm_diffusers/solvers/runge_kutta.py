@@ -3,7 +3,10 @@ r"""Runge-Kutta methods: a method is its tableau, and the clock that it runs on.
 With stages :math:`k_i = f(x_i)` at the clock times :math:`\tau + c_i h`,
 
 .. math:: \frac{x_i}{S_i} = \frac{x_0}{S_0} + h \sum_{j<i} a_{ij} k_j, \qquad
-          \frac{x_s}{S_s} = \frac{x_0}{S_0} + h \sum_j b_j k_j.
+          \frac{x_s}{S_s} = \frac{x_0}{S_0} + h \sum_j b_j k_j,
+
+so that each stage is the one before it and a combination of slopes:
+:math:`x_{i+1}/S_{i+1} = x_i/S_i + h \sum_j (a_{i+1,j} - a_{ij}) k_j`.
 
 - On the `time` clock, :math:`\tau = t`, the scale is :math:`S = 1` and the slope is the path's own
   velocity :math:`u_t`.
@@ -22,8 +25,10 @@ Song et al., "Denoising Diffusion Implicit Models", https://arxiv.org/abs/2010.0
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from fm_diffusers.predictions import CANONICAL
 from fm_diffusers.solvers.base import Solver, Step, Weights
@@ -64,45 +69,51 @@ class RungeKutta(Solver):
     def evaluations(self) -> int:  # noqa: D102
         return len(self.tableau.b)
 
-    def slope(self, t: float) -> tuple[float, float]:  # noqa: D102
+    def slope(self, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         return self.convert("velocity" if self.clock == "time" else CANONICAL, t)
 
-    def cross(self, t: float, s: float) -> Iterator[Step]:  # noqa: D102
-        end, gain, std = self.landing(t, s)
-        (scale, start), (scale_end, stop) = self._frame(t), self._frame(end)
-        h, tableau = stop - start, self.tableau
-        nodes = [t, *(end if c == 1 else self._time(start + c * h) for c in tableau.c[1:])]
-        if not all(map(self.exists, nodes)):
-            nodes, tableau = [t], EULER
-        points, noise = (*tableau.a[1:], tableau.b), (*[0.0] * len(nodes[1:]), std)
-        scales = [*(self._frame(node)[0] for node in nodes[1:]), gain * scale_end]
-        for i, node in enumerate(nodes):
-            # all that is known: x_0 and the slopes k_0 .. k_i, but not the stage x_i itself
-            size = 3 if i == 0 else i + 4
-            known = [0, 1] if i == 0 else [*range(i + 1), i + 2]
-            weights = [scales[i] / scale * w for w in (1.0, *(scale * h * w for w in points[i]))]
-            rows = [_place(size, known, weights, noise[i])]
-            last = i == len(nodes) - 1
-            if not last:
-                rows += [_place(size, [j], [1.0]) for j in known]
-            yield Step(node, (t, s), self.slope(node), tuple(rows), ends_interval=last)
+    def steps(self, grid: Tensor) -> Iterator[Step]:  # noqa: D102
+        starts, stops = grid[:-1], grid[1:]
+        landing = self.landing(starts, stops)
+        start, stop = self._frame(starts)[1], self._frame(landing.t)[1]
+        nodes = [
+            starts if c == 0 else landing.t if c == 1 else self._time(start + c * (stop - start))
+            for c in self.tableau.c
+        ]
+        possible = torch.stack([self.exists(node) for node in nodes]).all(0).tolist()
+        frames = [self._frame(node) for node in [*nodes, landing.t]]
+        slopes = [self.slope(node) for node in nodes]
+        for i, interval in enumerate(pairwise(grid.tolist())):
+            tableau = self.tableau if possible[i] else EULER
+            used = [*range(len(tableau.b)), -1]
+            scales = [frames[k][0][i].item() for k in used]
+            h = (stop[i] - start[i]).item()
+            known: list[float] = [0.0] * len(tableau.b)
+            for k, points in enumerate([*tableau.a[1:], tableau.b]):
+                last = k == len(tableau.b) - 1
+                gain = landing.gain[i].item() if last else 1.0
+                wanted = [*points, *known[len(points) :]]
+                moved = [h * (w - v) for w, v in zip(wanted, known, strict=True)][k::-1]
+                row = (gain * scales[k + 1] / scales[k],) + tuple(
+                    gain * scales[k + 1] * w for w in moved
+                )
+                known = wanted
+                yield Step(
+                    nodes[k][i].item(),
+                    interval,
+                    tuple(c[i].item() for c in slopes[k]),
+                    (row,),
+                    landing.std[i].item() if last else 0.0,
+                    last,
+                )
 
-    def _frame(self, t: float) -> tuple[float, float]:
-        """Return the scale and the clock at time `t`."""
+    def _frame(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scale and the clock at times `t`."""
         if self.clock == "time":
-            return 1.0, t
+            return torch.ones_like(t), t
         c = self.path(t)
         scale = c.alpha + c.beta
-        return scale.item(), (c.alpha / scale).item()
+        return scale, c.alpha / scale
 
-    def _time(self, clock: float) -> float:
-        if self.clock == "time":
-            return clock
-        return self.path.time(torch.logit(torch.tensor(clock, dtype=torch.float64))).item()
-
-
-def _place(size: int, at: list[int], weights: list[float], noise: float = 0.0) -> Weights:
-    row = [0.0] * (size - 1) + [noise]
-    for j, w in zip(at, weights, strict=True):
-        row[j] = w
-    return tuple(row)
+    def _time(self, clock: Tensor) -> Tensor:
+        return clock if self.clock == "time" else self.path.time(torch.logit(clock))

@@ -12,34 +12,45 @@ References: Kloeden, Platen, "Numerical Solution of Stochastic Differential Equa
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from fm_diffusers.solvers.base import Solver, Step
 
 
 @dataclass(frozen=True)
 class EulerMaruyama(Solver):
-    r"""Euler-Maruyama: :math:`x + h f_t + \sigma_t \sqrt{h}\, n`, weak order 1."""
+    r"""Euler-Maruyama: :math:`x + h f_t + \sigma_t \sqrt{h}\, \xi`, weak order 1."""
 
     order: ClassVar[int] = 1
     evaluations: ClassVar[int] = 1
 
-    def slope(self, t: float) -> tuple[float, float]:  # noqa: D102
+    def slope(self, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         velocity = self.convert("velocity", t)
         if self.diffusion is None:
             return velocity
-        weight = self.diffusion.noise_weight(self.path, t).item()
+        weight = self.diffusion.noise_weight(self.path, t)
         return tuple(
             u - weight * e for u, e in zip(velocity, self.convert("epsilon", t), strict=True)
         )
 
-    def cross(self, t: float, s: float) -> Iterator[Step]:  # noqa: D102
-        yield Step(
-            t, (t, s), self.slope(t), ((1.0, s - t, math.sqrt(self._variance(t) * (s - t))),)
-        )
+    def steps(self, grid: Tensor) -> Iterator[Step]:  # noqa: D102
+        variance, a, b = self._tabulated(grid)
+        for i, (t, s) in enumerate(pairwise(grid.tolist())):
+            yield self._euler(t, s, (a[i], b[i]), variance[i])
 
-    def _variance(self, t: float) -> float:
-        return 0.0 if self.diffusion is None else self.diffusion.squared(self.path, t).item()
+    def _tabulated(self, grid: Tensor) -> list[list[float]]:
+        """Return the variance rate and the two weights of the slope at the times of the grid."""
+        none = torch.zeros_like(grid)
+        variance = none if self.diffusion is None else self.diffusion.squared(self.path, grid)
+        return [values.tolist() for values in (variance, *self.slope(grid))]
+
+    def _euler(self, t: float, s: float, slope: tuple[float, float], variance: float) -> Step:
+        std = math.sqrt(variance * (s - t)) if variance else 0.0
+        return Step(t, (t, s), slope, ((1.0, s - t),), std)
 
 
 @dataclass(frozen=True)
@@ -53,12 +64,14 @@ class StochasticHeun(EulerMaruyama):
     order: ClassVar[int] = 2
     evaluations: ClassVar[int] = 2
 
-    def cross(self, t: float, s: float) -> Iterator[Step]:  # noqa: D102
-        if not self.exists(s):
-            yield from super().cross(t, s)
-            return
-        h = s - t
-        std = math.sqrt((self._variance(t) + self._variance(s)) / 2 * h) if h > 0 else 0.0
-        rows = ((1.0, h, std), (1.0, h / 2, std))
-        yield Step(t, (t, s), self.slope(t), rows, ends_interval=False)
-        yield Step(s, (t, s), self.slope(s), ((1.0, 0.0, h / 2, 0.0),))
+    def steps(self, grid: Tensor) -> Iterator[Step]:  # noqa: D102
+        variance, a, b = self._tabulated(grid)
+        possible = self.exists(grid).tolist()
+        for i, (t, s) in enumerate(pairwise(grid.tolist())):
+            if not possible[i + 1]:
+                yield self._euler(t, s, (a[i], b[i]), variance[i])
+                continue
+            mean = (variance[i] + variance[i + 1]) / 2
+            yield self._euler(t, s, (a[i], b[i]), mean)._replace(ends_interval=False)
+            half = (s - t) / 2
+            yield Step(s, (t, s), (a[i + 1], b[i + 1]), ((1.0, half, -half),))
