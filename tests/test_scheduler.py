@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from oracles import mixture
+from torch._dynamo.testing import CompileCounter
 
 from fm_diffusers import GaussianFlowScheduler
 from fm_diffusers.diffusions import DIFFUSIONS, get_diffusion
@@ -706,3 +707,54 @@ def test_every_combination_of_the_tables_samples_from_one_step_up(path, solver):
             x, z = scheduler.step(field(x, t), timestep, x, generator, return_dict=False)
             assert x.isfinite().all() and z.isfinite().all(), case
         assert x.abs().max() < 5 or solver not in ("ddim", "predictor_corrector"), case
+
+
+# --- speed ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("diffusion", [None, "memoryless"])
+@pytest.mark.parametrize("solver", ["predictor_corrector", "euler", "rk4", "unipc"])
+def test_a_compiled_loop_has_one_graph_for_its_first_step_and_one_for_all_others(
+    solver, diffusion
+):
+    torch.compiler.reset()
+    counter = CompileCounter()
+    schedulers = [GaussianFlowScheduler(solver=solver, diffusion=diffusion) for _ in range(2)]
+    compiled = torch.compile(schedulers[0].step, fullgraph=True, backend=counter)
+    for run in range(2):
+        x = y = torch.randn(2, 3, generator=torch.Generator().manual_seed(run))
+        for scheduler in schedulers:
+            scheduler.set_timesteps(8)
+        for i, t in enumerate(schedulers[0].timesteps):
+            torch.manual_seed(i)
+            x = compiled(torch.tanh(x), t, x, return_dict=False)[0]
+            torch.manual_seed(i)
+            y = schedulers[1].step(torch.tanh(y), t, y, return_dict=False)[0]
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+        assert counter.frame_count == 2
+        assert schedulers[0].step_index == len(schedulers[0].timesteps)
+
+
+def test_step_on_timesteps_of_a_device_asks_the_device_for_nothing():
+    """The first timestep is found by its place in memory: meta tensors have no values to ask."""
+    scheduler = GaussianFlowScheduler()
+    scheduler.set_timesteps(4, device="meta")
+    x = torch.zeros(2, 3, device="meta")
+    for t in scheduler.timesteps:
+        x = scheduler.step(x, t, x).prev_sample
+    assert x.shape == (2, 3) and scheduler.step_index == 4
+
+
+@pytest.mark.parametrize("solver", ["predictor_corrector", "unipc", "dpm_solver++"])
+def test_a_bfloat16_model_with_a_float32_state_loses_nothing_over_many_steps(solver):
+    data = GaussianMixture(torch.eye(8).double() * 2 - 0.25, 0.1)
+    samples = []
+    for dtype in (torch.float32, torch.bfloat16):
+        scheduler = GaussianFlowScheduler(solver=solver)
+        scheduler.set_timesteps(50)
+        x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        for t in scheduler.timesteps:
+            output = model_of(scheduler, data)(x.double(), t).to(dtype)
+            x = scheduler.step(output, t, x).prev_sample
+        samples.append(x)
+    assert (samples[0] - samples[1]).square().mean(1).sqrt().median() < 1e-3

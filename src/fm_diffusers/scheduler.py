@@ -307,7 +307,7 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
     def _nearest_start(self, timestep: float | Tensor) -> Tensor:
         distance = (self.timesteps - torch.as_tensor(timestep).to(self.timesteps)).abs()
         starts = torch.tensor(self._starts, device=distance.device)
-        return starts[distance[starts].argmin()]
+        return starts.take(distance[starts].argmin())
 
     @property
     def _starts(self) -> list[int]:
@@ -333,9 +333,9 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
             )
         if index is not None:
             self._index = torch.tensor(index)
-        elif not torch.compiler.is_compiling() and _is_view(timestep, self.timesteps):
+        elif not torch.compiler.is_compiling() and _is_element(timestep, self.timesteps):
             # an element of `timesteps` knows its place, without asking the device
-            place = timestep.storage_offset() - self.timesteps.storage_offset()
+            place = timestep.storage_offset()
             self._index = torch.tensor(max(start for start in starts if start <= place))
         else:
             self._index = self._nearest_start(timestep).cpu()
@@ -405,11 +405,13 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
 
     def _advance_traced(self, x: Tensor, q: Tensor, generator: Any) -> tuple[Tensor, Tensor]:
         """Do the same with weights as tensors: one graph for the steps of a compiled loop."""
-        past = (self._index - self._first).clamp(max=self._table.shape[1] - 1)
-        a, b, z_x, z_q, std, c, *w = self._table[self._index, past].unbind()
+        depth = self._table.shape[1]
+        past = (self._index - self._first).clamp(max=depth - 1)
+        row = self._table.flatten(0, 1).index_select(0, (self._index * depth + past).reshape(1))
+        a, b, z_x, z_q, std, c, *w = row[0].unbind()
         k = a * x + b * q
-        missing = self._memory_size - len(self._memory)
-        slopes = (k, *self._memory, *[k] * missing)
+        missing = range(self._memory_size - len(self._memory))
+        slopes = (k, *self._memory, *(torch.zeros_like(k) for _ in missing))
         moved = c * x
         for weight, slope in zip(w, slopes, strict=True):
             moved = moved + weight * slope
@@ -465,13 +467,8 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
         return self.config.num_train_timesteps
 
 
-def _is_view(timestep: float | Tensor, timesteps: Tensor) -> bool:
-    return (
-        isinstance(timestep, Tensor)
-        and timestep.device.type != "meta"
-        and timestep.dtype == timesteps.dtype
-        and timestep.untyped_storage().data_ptr() == timesteps.untyped_storage().data_ptr()
-    )
+def _is_element(timestep: float | Tensor, timesteps: Tensor) -> bool:
+    return isinstance(timestep, Tensor) and timestep._base is timesteps
 
 
 def _tabulated(plan: list[Step], to_sample: list, memory_size: int) -> Tensor:

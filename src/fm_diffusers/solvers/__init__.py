@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from fm_diffusers.solvers.adaptive import integrate_adaptive
 from fm_diffusers.solvers.base import (
     Noise,
     Solver,
@@ -58,6 +59,7 @@ __all__ = [
     "Tableau",
     "combine",
     "integrate",
+    "integrate_adaptive",
     "memory_size",
     "trajectory",
     "update",
