@@ -12,7 +12,7 @@ else
 TORCH ?= torch==2.13.0+cpu
 endif
 
-.PHONY: demo test test-slow style check clean
+.PHONY: demo test test-slow bench style check clean
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,19 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -q -m slow
+
+# Exact fields and `step`. MNIST=folder takes MNIST in place of scikit-learn's digits; with
+# MODELS="folder ..." of trained pipelines their samples are measured too.
+RESULTS ?= outputs/benchmarks
+bench: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/ode.py --output_dir $(RESULTS) $(if $(MNIST),--mnist $(MNIST))
+	$(BIN)/python benchmarks/sde.py --output_dir $(RESULTS) $(if $(MNIST),--mnist $(MNIST))
+	$(BIN)/python benchmarks/step.py --output_dir $(RESULTS)
+ifdef MODELS
+	$(BIN)/python benchmarks/network.py --models $(MODELS) --output_dir $(RESULTS) \
+	  $(if $(MNIST),--dataset_name $(MNIST))
+endif
 
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

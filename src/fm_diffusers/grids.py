@@ -28,9 +28,18 @@ from fm_diffusers.paths import GaussianPath
 
 Function = Callable[[Tensor], Tensor]
 
-#: Scale of the default grid by the number of steps up to which it holds, chosen on networks and
-#: exact fields (`benchmarks/`): few steps must not be spent on the last details.
-SCALES = {6: 1.0, math.inf: 1.2}
+#: The default grid: `logistic`, with these parameters for the ODE by the number of steps up to
+#: which they hold, and for SDEs. Measured (`benchmarks/`): few steps must not be spent on the last
+#: details; noise is put back until the end, so that an SDE needs more steps near the data.
+ODE_PARAMETERS = {6: {"scale": 1.0}, 12: {"scale": 1.1}, math.inf: {"scale": 1.2}}
+SDE_PARAMETERS = {"shift": 0.7, "scale": 1.2}
+
+
+def default_parameters(n: int, noisy: bool) -> dict[str, float]:
+    """Return the parameters of `logistic` that make the default grid of `n` steps."""
+    if noisy:
+        return SDE_PARAMETERS
+    return next(parameters for most, parameters in ODE_PARAMETERS.items() if n <= most)
 
 
 def uniform(n: int, path: GaussianPath, t_min: float = 0.0, t_max: float = 1.0) -> Tensor:
@@ -50,19 +59,16 @@ def logistic(
     t_min: float = 0.0,
     t_max: float = 1.0,
     shift: float = 1.0,
-    scale: float | None = None,
+    scale: float = 1.0,
 ) -> Tensor:
     r"""Return the quantiles :math:`\lambda_i = s\, \mathrm{logit}(i/n) - \ln(shift)`.
 
     The log-SNR is spread like a logistic distribution. A shift above 1 moves the steps towards the
-    noise, a `scale` s above 1 towards both ends. `scale=None` is the default grid, whose scale is
-    chosen by the number of steps (`SCALES`).
+    noise, a `scale` s above 1 towards both ends.
 
     Raises:
         ValueError: if `shift` or `scale` is not positive.
     """
-    if scale is None:
-        scale = next(scale for most, scale in SCALES.items() if n <= most)
     _check_positive(shift=shift, scale=scale)
     offset = math.log(shift)
     return _equal_steps(

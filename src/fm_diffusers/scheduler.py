@@ -22,7 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion, get_diffusion
-from fm_diffusers.grids import GRIDS
+from fm_diffusers.grids import GRIDS, default_parameters
 from fm_diffusers.paths import PATHS, GaussianPath
 from fm_diffusers.predictions import check_prediction, target
 from fm_diffusers.solvers import (
@@ -68,7 +68,8 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
         solver_kwargs: its parameters.
         diffusion: the coefficient :math:`\sigma_t` of dW, a name in `DIFFUSIONS`; None is the ODE.
         diffusion_kwargs: its parameters, `{"scale": c}`; they rest while `diffusion` is None.
-        grid: spacing of the timesteps, a name in `GRIDS`.
+        grid: spacing of the timesteps, a name in `GRIDS`; None is `logistic` with parameters
+            chosen by the number of steps and by whether there is a diffusion.
         grid_kwargs: its parameters.
         t_min: first time of the grid (0 is noise). None is 0, or, where the prediction does not
             determine velocity and data there (noise and score models on paths with alpha = 0, the
@@ -100,7 +101,7 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
         solver_kwargs: dict[str, Any] | None = None,
         diffusion: str | None = None,
         diffusion_kwargs: dict[str, float] | None = None,
-        grid: str = "logistic",
+        grid: str | None = None,
         grid_kwargs: dict[str, float] | None = None,
         t_min: float | None = None,
         t_max: float | None = None,
@@ -168,7 +169,11 @@ class GaussianFlowScheduler(SchedulerMixin, ConfigMixin):
 
     def _grid(self, num_inference_steps: int, first: float, last: float) -> Tensor:
         given = {"n": num_inference_steps, "path": self.path, "t_min": first, "t_max": last}
-        return make("grid", GRIDS, self.config.grid, self.config.grid_kwargs, **given)
+        name, parameters = self.config.grid, self.config.grid_kwargs
+        if name is None:
+            chosen = default_parameters(num_inference_steps, self._solver().noisy)
+            name, parameters = "logistic", chosen | (parameters or {})
+        return make("grid", GRIDS, name, parameters, **given)
 
     def set_timesteps(
         self,

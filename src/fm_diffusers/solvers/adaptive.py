@@ -9,28 +9,29 @@ finite at the data, where the velocity of some paths is not, and the last step e
 no evaluation lies beyond the ends.
 
 The number of evaluations is not known beforehand, which is why this is a function and not a
-solver of the scheduler. It serves as a reference, for inversion, and for likelihoods.
+solver of the scheduler. It serves as a reference, and for inversion.
 
 References: Dormand, Prince, "A family of embedded Runge-Kutta formulae"; Chen,
 "torchdiffeq", https://github.com/rtqichen/torchdiffeq; Chen et al., "Neural Ordinary Differential
 Equations", https://arxiv.org/abs/1806.07366.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from fm_diffusers.fields import Field
 from fm_diffusers.paths import GaussianPath
 from fm_diffusers.predictions import CANONICAL, conversion
 from fm_diffusers.solvers.exponential import Multistep
 
 #: The embedded pairs of torchdiffeq that can be told where to end.
-METHODS = ("dopri5", "dopri8", "tsit5", "bosh3", "fehlberg2", "adaptive_heun")
+METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
 
 def integrate_adaptive(
     path: GaussianPath,
-    field: Field,
+    field: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
     t_min: float = 0.0,
     t_max: float = 1.0,

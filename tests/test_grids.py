@@ -1,0 +1,167 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from scipy import stats
+
+from fm_diffusers.grids import GRIDS
+from fm_diffusers.paths import PATHS, Cosine, Linear
+
+#: Paths from pure noise to pure data: on those a grid's log-SNRs agree, the ends included.
+WHOLE = ["linear", "cosine", "polynomial"]
+
+#: The variable in which each grid has equal steps, as a function of alpha and beta.
+VARIABLES = {
+    "logistic": lambda a, b: a / (a + b),  # shift and scale 1
+    "shifted": lambda a, b: 3 * a / (3 * a + b),
+    "logit_normal": lambda a, b: stats.norm.cdf(np.log(a / b), scale=2),
+    "log_snr": lambda a, b: np.log(a / b),
+    "karras": lambda a, b: (b / a) ** (1 / 7),
+    "exponential": lambda a, b: np.log(b / (a + b)),
+    "beta": lambda a, b: stats.beta.cdf(a / (a + b), 0.6, 0.6),
+    "polynomial": lambda a, b: np.sqrt(b / (a + b)),
+}
+
+
+def normal_quantiles(p):
+    return torch.distributions.Normal(0.5, 1.5).icdf(torch.as_tensor(p)).numpy()
+
+
+def u_of(log_snr):
+    return 1 / (1 + np.exp(-log_snr))
+
+
+#: Parameters, and the clock u at the inner times of n steps, from the papers' formulas.
+CLOCKS = [
+    ("logistic", {"scale": 1.3}, lambda p: u_of(1.3 * np.log(p / (1 - p)))),
+    ("logistic", {"shift": 2.0, "scale": 1.0}, lambda p: p / (p + 2 * (1 - p))),
+    ("shifted", {}, lambda p: 1 - 3 * (1 - p) / (1 + 2 * (1 - p))),
+    ("shifted", {"shift": 0.5}, lambda p: 1 - 0.5 * (1 - p) / (1 - 0.5 * (1 - p))),
+    ("logit_normal", {"mean": 0.5, "std": 1.5}, lambda p: u_of(normal_quantiles(p))),
+    ("beta", {"alpha": 0.7, "beta": 0.4}, lambda p: stats.beta.ppf(p, 0.7, 0.4)),
+    ("polynomial", {"power": 3.0}, lambda p: 1 - (1 - p) ** 3),
+]
+
+#: The ratios beta/alpha at the inner times, where the ends are cut.
+CUTS = [
+    ("log_snr", {"sigma_max": 80.0}, lambda n: np.geomspace(80, 0.02, n)),
+    ("karras", {"rho": 5.0}, lambda n: np.linspace(50**0.2, 0.02**0.2, n) ** 5),
+    (
+        "exponential",
+        {"sigma_min": 0.1},
+        lambda n: 1 / (1 / np.geomspace(1, 0.1 / 1.1, n)[1:] - 1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("t_min", "t_max"), [(0.0, 1.0), (0.1, 0.9)])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 50])
+@pytest.mark.parametrize("path_name", PATHS)
+@pytest.mark.parametrize("name", GRIDS)
+def test_n_steps_rise_strictly_between_exact_ends(name, path_name, n, t_min, t_max):
+    times = GRIDS[name](n, PATHS[path_name](), t_min, t_max)
+    assert times.shape == (n + 1,)
+    assert times.dtype == torch.float64
+    assert (times.diff() > 0).all()
+    assert (times[0].item(), times[-1].item()) == (t_min, t_max)
+
+
+@pytest.mark.parametrize("n", [2, 9, 50])
+@pytest.mark.parametrize("path_name", WHOLE)
+@pytest.mark.parametrize("name", [name for name in GRIDS if name != "uniform"])
+def test_grids_stop_at_the_same_log_snr_on_every_path(name, path_name, n):
+    expected = Linear().log_snr(GRIDS[name](n, Linear()))
+    path = PATHS[path_name]()
+    found = path.log_snr(GRIDS[name](n, path))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("path_name", PATHS)
+@pytest.mark.parametrize("name", VARIABLES)
+def test_steps_are_equal_in_the_variable_of_the_grid(name, path_name):
+    path = PATHS[path_name]()
+    ends = path.time(torch.tensor([-3.0, 2.5], dtype=torch.float64)).tolist()
+    kwargs = {"scale": 1.0} if name == "logistic" else {}
+    alpha, beta = (c.numpy() for c in path(GRIDS[name](8, path, *ends, **kwargs))[:2])
+    steps = np.diff(VARIABLES[name](alpha, beta))
+    np.testing.assert_allclose(steps, steps.mean(), rtol=1e-8)
+
+
+def test_every_grid_has_a_variable_here():
+    assert {*VARIABLES, "uniform"} == set(GRIDS)
+
+
+@pytest.mark.parametrize(("name", "kwargs", "clock"), CLOCKS)
+def test_quantiles_agree_with_their_formulas(name, kwargs, clock):
+    path, n = Cosine(), 9
+    alpha, beta = (c.numpy() for c in path(GRIDS[name](n, path, **kwargs)[1:-1])[:2])
+    np.testing.assert_allclose(alpha / (alpha + beta), clock(np.arange(1, n) / n), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "kwargs", "ratios"), CUTS)
+def test_cut_grids_agree_with_their_formulas(name, kwargs, ratios):
+    """The last ratio is followed by the data; the first is the noise itself."""
+    path, n = Cosine(), 9
+    alpha, beta = (c.numpy() for c in path(GRIDS[name](n, path, **kwargs)[1:-1])[:2])
+    np.testing.assert_allclose(beta / alpha, ratios(n)[-(n - 1) :], rtol=1e-9)
+
+
+@pytest.mark.parametrize("n", [3, 28])
+def test_shifted_is_the_static_shift_of_diffusers(n):
+    theirs = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    theirs.set_timesteps(sigmas=np.linspace(1, 1 / n, n))
+    ours = 1 - GRIDS["shifted"](n, Linear())
+    torch.testing.assert_close(ours, theirs.sigmas.double(), rtol=0, atol=1e-6)
+
+
+def test_uniform_is_equal_in_the_time_of_any_path():
+    for path in PATHS.values():
+        times = GRIDS["uniform"](4, path(), 0.2, 1.0)
+        np.testing.assert_allclose(times, [0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_logistic_of_scale_and_shift_one_is_uniform_on_the_linear_path():
+    times = GRIDS["logistic"](7, Linear(), scale=1.0)
+    torch.testing.assert_close(times, GRIDS["uniform"](7, Linear()))
+
+
+def test_more_shift_means_more_steps_at_the_noise():
+    times = [GRIDS["logistic"](7, Linear(), shift=shift)[1:-1] for shift in (0.5, 1.0, 3.0)]
+    assert (times[0] > times[1]).all()
+    assert (times[1] > times[2]).all()
+
+
+def test_the_default_grid_spreads_out_from_seven_steps_on():
+    for n, scale in ((2, 1.0), (6, 1.0), (7, 1.2), (50, 1.2)):
+        expected = GRIDS["logistic"](n, Linear(), scale=scale)
+        assert torch.equal(GRIDS["logistic"](n, Linear()), expected)
+
+
+def test_ends_inside_the_cuts_are_kept_without_a_cut():
+    times = GRIDS["log_snr"](4, Linear(), 0.1, 0.9)
+    expected = np.linspace(-math.log(9), math.log(9), 5)
+    np.testing.assert_allclose(Linear().log_snr(times), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("logistic", {"shift": 0.0}, "shift must be positive and finite, got 0.0"),
+        ("logistic", {"scale": -1.0}, "scale must be positive and finite, got -1.0"),
+        ("shifted", {"shift": -2.0}, "shift must be positive and finite, got -2.0"),
+        ("shifted", {"shift": math.inf}, "shift must be positive and finite, got inf"),
+        ("logit_normal", {"std": 0.0}, "std must be positive and finite, got 0.0"),
+        ("karras", {"rho": math.nan}, "rho must be positive and finite, got nan"),
+        ("beta", {"alpha": 0.0}, "alpha must be positive and finite, got 0.0"),
+        ("beta", {"beta": -0.5}, "beta must be positive and finite, got -0.5"),
+        ("polynomial", {"power": 0.0}, "power must be positive and finite, got 0.0"),
+        ("karras", {"sigma_min": 60.0}, "0 < sigma_min < sigma_max must hold, got 60.0 and 50.0"),
+        ("log_snr", {"sigma_min": 0.0}, "0 < sigma_min < sigma_max must hold, got 0.0 and"),
+        ("exponential", {"sigma_max": 0.01}, "0 < sigma_min < sigma_max must hold, got 0.02"),
+    ],
+)
+def test_impossible_parameters_are_named(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        GRIDS[name](5, Linear(), **kwargs)
