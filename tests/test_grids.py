@@ -6,7 +6,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from scipy import stats
 
-from fm_diffusers.grids import GRIDS
+from fm_diffusers.grids import GRIDS, default_parameters
 from fm_diffusers.paths import PATHS, Cosine, Linear
 
 #: Paths from pure noise to pure data: on those a grid's log-SNRs agree, the ends included.
@@ -133,10 +133,11 @@ def test_more_shift_means_more_steps_at_the_noise():
     assert (times[1] > times[2]).all()
 
 
-def test_the_default_grid_spreads_out_from_seven_steps_on():
-    for n, scale in ((2, 1.0), (6, 1.0), (7, 1.2), (50, 1.2)):
-        expected = GRIDS["logistic"](n, Linear(), scale=scale)
-        assert torch.equal(GRIDS["logistic"](n, Linear()), expected)
+def test_the_default_grid_spreads_out_with_the_number_of_steps():
+    scales = [default_parameters(n, noisy=False)["scale"] for n in (1, 6, 7, 12, 13, 500)]
+    assert scales == sorted(scales)
+    assert scales[0] == 1.0
+    assert default_parameters(4, noisy=True) == default_parameters(50, noisy=True)
 
 
 def test_ends_inside_the_cuts_are_kept_without_a_cut():
@@ -165,3 +166,10 @@ def test_ends_inside_the_cuts_are_kept_without_a_cut():
 def test_impossible_parameters_are_named(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         GRIDS[name](5, Linear(), **kwargs)
+
+
+@pytest.mark.parametrize("grid", ["log_snr", "karras", "exponential"])
+@pytest.mark.parametrize("ends", [(0.99, 1.0), (0.985, 0.995), (0.0, 0.01), (0.002, 0.01)])
+def test_a_cut_outside_the_ends_cuts_nothing(grid, ends):
+    times = GRIDS[grid](4, PATHS["linear"](), *ends)
+    assert (times.diff() > 0).all() and (times[0], times[-1]) == ends

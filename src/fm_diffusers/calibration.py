@@ -88,7 +88,8 @@ def calibrate(
         batch_size: samples a model evaluation.
         generator: of the noise for a pipeline.
         progress: whether to show a progress bar.
-        **conditions: for a network, passed on; for a pipeline, `class_labels` (by default all in
+        **conditions: for a network, passed on, tensors with a value for each noise cut to the
+            batch; for a pipeline, `class_labels` (by default all in
             turn) and `guidance_scale`: a calibration holds for one guidance scale.
 
     Returns:
@@ -103,13 +104,14 @@ def calibrate(
     if hasattr(model, "calibration_field"):
         field, noise = model.calibration_field(num_samples, generator, noise, **conditions)
     else:
-        field = _whole(from_model(model, scheduler.config.num_train_timesteps, **conditions))
+        field = _in_parts(model, scheduler.config.num_train_timesteps, noise, conditions)
     if noise is None or len(noise) < 4:
         raise ValueError(
             "pass noise=torch.randn(n, ...) of the shape of the samples, n at least 4 (128 is a "
             f"good number), got {None if noise is None else tuple(noise.shape)}"
         )
-    problem = _Problem(scheduler, field, noise, batch_size, reference_steps)
+    ode = type(scheduler).from_config(scheduler.config, diffusion=None)
+    problem = _Problem(ode, field, noise, batch_size, reference_steps)
     total = reference_steps + sum(n * _trials(n) for n in steps)
     table = {}
     with tqdm(total=total, desc="calibrating", unit="evaluation", disable=not progress) as bar:
@@ -126,12 +128,28 @@ def calibrate(
     old = scheduler.config.calibration or {}
     kept = old.get("steps", {}) if old.get("for") == scheduler.calibrated_for else {}
     calibration = {"for": scheduler.calibrated_for, "steps": kept | table}
-    scheduler.register_to_config(calibration=calibration)
+    # diffusers' from_config passes over what was left at its default when the scheduler was made
+    defaults = set(scheduler.config.get("_use_default_values", [])) - {"calibration"}
+    scheduler.register_to_config(calibration=calibration, _use_default_values=sorted(defaults))
     return scheduler
 
 
-def _whole(field: Field) -> Callable[[Tensor, Tensor, slice], Tensor]:
-    return lambda x, t, part: field(x, t)
+def _in_parts(
+    model: Any, num_train_timesteps: int, noise: Tensor | None, conditions: dict[str, Any]
+) -> Callable[[Tensor, Tensor, slice], Tensor]:
+    """Return the field of parts of a batch; conditions with a value for each noise are cut too."""
+    count = None if noise is None else len(noise)
+
+    def field(x: Tensor, t: Tensor, part: slice) -> Tensor:
+        own = {
+            name: value[part]
+            if isinstance(value, Tensor) and value.shape[:1] == (count,)
+            else value
+            for name, value in conditions.items()
+        }
+        return from_model(model, num_train_timesteps, **own)(x, t)
+
+    return field
 
 
 def _trials(n: int) -> int:
@@ -161,7 +179,7 @@ class _Problem:
             yield part, lambda x, t, part=part: self.field(x, t, part)
 
     def grid(self, n: int, **kwargs: Any) -> Tensor:
-        ends = self.scheduler.ends(Multistep(**self.solver()))
+        ends = self.scheduler.calibrated_times([]).tolist()
         return logistic(n, self.scheduler.path, *ends, **kwargs)
 
     @torch.no_grad()
@@ -171,7 +189,9 @@ class _Problem:
         times = self.grid(self.reference_steps, scale=1.4)
         self.start = self.scheduler.path.beta(times[0]).item() * self.noise
         ends = [integrate(solver, f, self.start[part], times) for part, f in self.parts()]
-        self.target = torch.cat(ends).flatten(1).double()
+        # the read-out is that of x/(alpha + beta), solved for on the CPU in float64
+        self.end_scale = sum(self.scheduler.path(times[-1])[:2]).item()
+        self.target = _flat(torch.cat(ends)) / self.end_scale
         advance(self.reference_steps)
 
     def search(self, n: int, advance: Callable[[int], Any]) -> _Trial:
@@ -196,7 +216,7 @@ class _Problem:
         for i in range(n - 1):
             for move in MOVES:
                 moved = [value + move * (i == j) for j, value in enumerate(best.log_snr)]
-                if sorted(set(moved)) == moved:
+                if (self.scheduler.calibrated_times(moved).diff() > 0).all():
                     best = better(best, judged(replace(best, log_snr=moved)))
                 else:
                     advance(n)
@@ -231,11 +251,15 @@ class _Problem:
                 x, memory = update(step, memory, x, q, size=memory_size(plan) or 1)
                 slopes.append(gain * memory[0])
             columns = [scale * before, *slopes[::-1]]
-            features.append(torch.stack([c.flatten(1).double() for c in columns], -1))
+            features.append(torch.stack([_flat(c) for c in columns], -1))
         row = list(plan[-1].row(len(plan)))
         own = [row[0] / scale] + [w / g for w, g in zip(row[1:], gains[::-1], strict=False)]
         own += [0.0] * (len(plan) + 1 - len(own))
-        return torch.cat(features), torch.tensor(own, dtype=torch.float64)
+        return torch.cat(features), torch.tensor(own, dtype=torch.float64) / self.end_scale
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(1).to("cpu", torch.float64)
 
 
 def _fit(features: Tensor, target: Tensor, own: Tensor, ridge: float = 1e-6) -> Tensor:

@@ -226,10 +226,6 @@ def _check_positive(**values: float) -> None:
             raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
-def _with_numpy(function: Callable, *values: float | Tensor) -> Tensor:
-    return torch.as_tensor(function(*(getattr(v, "numpy", lambda v=v: v)() for v in values)))
-
-
 def _equal_steps(
     n: int, path: GaussianPath, ends: tuple[float, float], g: Function, inverse: Function
 ) -> Tensor:
@@ -251,11 +247,12 @@ def _cut_steps(
     """Return equal steps in a `g` that is infinite at an end, cut there; the ends are kept."""
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"0 < sigma_min < sigma_max must hold, got {sigma_min} and {sigma_max}")
-    cuts = torch.tensor([-math.log(sigma_max), -math.log(sigma_min)], dtype=torch.float64)
-    first, last = path.log_snr(torch.tensor(ends, dtype=torch.float64))
-    stop = torch.minimum(last, cuts[1])
-    count = n if stop == last else n - 1
-    values = g(torch.stack([torch.maximum(first, cuts[0]), stop])).tolist()
+    first, last = path.log_snr(torch.tensor(ends, dtype=torch.float64)).tolist()
+    start, stop = -math.log(sigma_max), -math.log(sigma_min)
+    # a cut that lies outside the ends cuts nothing
+    count = n - 1 if first < stop < last else n
+    span = max(first, start) if start < last else first, stop if count < n else last
+    values = g(torch.tensor(span, dtype=torch.float64)).tolist()
     steps = torch.linspace(*values, max(count, 1) + 1, dtype=torch.float64)
     return _between(ends, path.time(inverse(steps[1:n])))
 

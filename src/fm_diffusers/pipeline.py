@@ -174,9 +174,12 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
         class_labels: list[int] | None = None,
         guidance_scale: float = 1.0,
     ) -> tuple[Callable[[Tensor, Tensor, slice], Tensor], Tensor]:
-        """Return the network as a field of parts of a batch, and noise, for `calibrate`."""
-        noise = self.prepare_latents(num_samples, generator, noise)
-        noise = noise / self.scheduler.init_noise_sigma if noise is None else noise
+        """Return the network as a field of parts of a batch, and standard normal noise."""
+        if noise is None:
+            drawn = self.prepare_latents(num_samples, generator, None)
+            noise = drawn / self.scheduler.init_noise_sigma
+        else:
+            noise = self.prepare_latents(len(noise), None, noise)
         labels = class_labels or list(range(self.num_classes)) or None
         if labels is not None:
             labels = [labels[i % len(labels)] for i in range(len(noise))]
