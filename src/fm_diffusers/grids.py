@@ -253,6 +253,12 @@ def _cut_steps(
     count = n - 1 if first < stop < last else n
     span = max(first, start) if start < last else first, stop if count < n else last
     values = g(torch.tensor(span, dtype=torch.float64)).tolist()
+    if not all(map(math.isfinite, values)):
+        raise ValueError(
+            f"steps from t = {ends[0]} to {ends[1]} would be infinitely long: they need a "
+            f"sigma_min and sigma_max among the ratios beta/alpha on the way, from "
+            f"{math.exp(-first):.3g} to {math.exp(-last):.3g}; got {sigma_min} and {sigma_max}"
+        )
     steps = torch.linspace(*values, max(count, 1) + 1, dtype=torch.float64)
     return _between(ends, path.time(inverse(steps[1:n])))
 

@@ -9,12 +9,11 @@ from fm_diffusers.solvers.base import (
     Solver,
     Step,
     combine,
-    integrate,
     memory_size,
-    trajectory,
     update,
 )
 from fm_diffusers.solvers.calibrated import Calibrated
+from fm_diffusers.solvers.drive import integrate, trajectory
 from fm_diffusers.solvers.exponential import FORMS, RULES, VARIABLES, Multistep
 from fm_diffusers.solvers.runge_kutta import EULER, HEUN, MIDPOINT, RK4, RungeKutta, Tableau
 from fm_diffusers.solvers.stochastic import EulerMaruyama, StochasticHeun

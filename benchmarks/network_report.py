@@ -1,0 +1,152 @@
+"""Table and picture of `network.py`: for each network and guidance, error against evaluations.
+
+Of the peers FlowMatchEuler, which everybody knows, is shown on its own, then the best default and
+the best tuned one of each budget (of all settings, defaults included), chosen by the median on the
+noise of the comparison itself.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+FIELDS = (
+    "network weights guidance kind method setting nfe samples seed rms median frechet accuracy "
+    "seconds"
+).split()
+
+#: What a peer's column may choose from.
+CHOICES = {"default": ("default",), "tuned": ("tuned", "default")}
+
+Row = dict[str, str]
+Line = tuple[str, dict[int, Row]]
+
+
+def best(rows: list[Row], kind: str) -> list[tuple[str, str, str]]:
+    """Return kind, method and setting of the best peer by the median, if there is any."""
+    rows = [
+        row for row in rows if row["kind"] in CHOICES[kind] and row["median"] not in ("", "nan")
+    ]
+    least = min(rows, key=lambda row: float(row["median"]), default=None)
+    return [] if least is None else [(least["kind"], least["method"], least["setting"])]
+
+
+def panels(rows: list[Row]) -> Iterator[tuple[str, str, list[Row]]]:
+    """Yield network, guidance and rows with distances, for the last weights of every network."""
+    latest = {row["network"]: row["weights"] for row in rows}
+    rows = [row for row in rows if row["weights"] == latest[row["network"]]]
+    for network, guidance in dict.fromkeys((r["network"], r["guidance"]) for r in rows):
+        yield (
+            network,
+            guidance,
+            [r for r in rows if (r["network"], r["guidance"]) == (network, guidance)],
+        )
+
+
+def lines(rows: list[Row]) -> list[Line]:
+    """Return what is compared in a panel: name, and the row of every number of evaluations."""
+    rows = [row for row in rows if row["median"]]
+    budgets = sorted({int(row["nfe"]) for row in rows if row["kind"] != "floor"})
+
+    def pick(name: str, chosen: list[Row]) -> Line:
+        by_budget = {n: [r for r in chosen if int(r["nfe"]) == n] for n in budgets}
+        return name, {
+            n: min(some, key=lambda r: float(r["median"])) for n, some in by_budget.items() if some
+        }
+
+    names = dict.fromkeys(row["method"] for row in rows if row["kind"] == "ours")
+    result = [
+        pick(name, [r for r in rows if r["kind"] == "ours" and r["method"] == name])
+        for name in names
+    ]
+    result.append(pick("FlowMatchEuler", [r for r in rows if r["method"] == "FlowMatchEuler"]))
+    result += [
+        pick(f"best {kind} peer", [r for r in rows if r["kind"] in kinds])
+        for kind, kinds in CHOICES.items()
+    ]
+    return [line for line in result if line[1]]
+
+
+def markdown(rows: list[Row]) -> str:
+    """Return the distances, RMS/median, and the Fréchet distances as one markdown table."""
+    budgets = sorted({int(r["nfe"]) for r in rows if r["kind"] != "floor"})
+    head = ["network", "guidance", "sampler", *map(str, budgets)]
+    body = []
+    for network, guidance, some in panels(rows):
+        place = [network, f"{float(guidance):g}"]
+        for name, of in lines(some):
+            chosen = "best" in name
+            cells = [
+                f"{float(of[n]['rms']):.3g}/{float(of[n]['median']):.3g}"
+                + (f" {of[n]['method']}, {of[n]['setting']}" if chosen else "")
+                if n in of
+                else ""
+                for n in budgets
+            ]
+            body.append([*place, name, *cells])
+        for row in (row for row in some if row["kind"] == "floor"):
+            text = f"floor {float(row['rms']):.2g}/{float(row['median']):.2g}"
+            body.append([*place, row["method"], text, *[""] * (len(budgets) - 1)])
+        body += [[*place, *cells] for cells in frechet_rows(some, budgets)]
+    table = [head, ["---"] * len(head), *body]
+    return "".join("| " + " | ".join(line) + " |\n" for line in table)
+
+
+def frechet_rows(rows: list[Row], budgets: list[int]) -> list[list[str]]:
+    """Return Fréchet distances and label accuracies, of the peers that the medians chose."""
+    measured = [row for row in rows if row["frechet"]]
+    names = dict.fromkeys(row["method"] for row in measured if row["kind"] == "ours")
+    result = []
+    for name in [*names, *CHOICES]:
+        cells = []
+        for n in budgets:
+            of = [row for row in rows if row["nfe"] == str(n)]
+            chosen = best(of, name) if name in CHOICES else [("ours", name, "own")]
+            found = [r for r in measured if (r["kind"], r["method"], r["setting"]) in chosen]
+            found = [r for r in found if r["nfe"] == str(n)]
+            cells += [f"{float(r['frechet']):.3g} ({float(r['accuracy']):.1%})" for r in found[:1]]
+            cells += [] if found else [""]
+        title = f"best {name} peer" if name in CHOICES else name
+        result.append([f"Fréchet (accuracy), {title}", *cells])
+    return [row for row in result if any(row[1:])]
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Draw the medians, a row of panels for each network and a column for each guidance."""
+    cells = {(network, guidance): some for network, guidance, some in panels(rows)}
+    networks = list(dict.fromkeys(network for network, _ in cells))
+    scales = sorted({guidance for _, guidance in cells}, key=float)
+    size = (3.4 * len(scales), 3.1 * len(networks))
+    figure, axes = plt.subplots(
+        len(networks),
+        len(scales),
+        figsize=size,
+        squeeze=False,
+        sharex=True,
+        sharey="row",
+        layout="constrained",
+    )
+    for i, network in enumerate(networks):
+        for j, guidance in enumerate(scales):
+            axis = axes[i][j]
+            for k, (name, of) in enumerate(lines(cells.get((network, guidance), []))):
+                style = "o-" if "peer" not in name and name != "FlowMatchEuler" else "s--"
+                medians = [float(row["median"]) for row in of.values()]
+                axis.loglog(list(of), medians, style, color=f"C{k}", label=name, markersize=4)
+                axis.set_xticks(list(of), map(str, of), minor=False)
+                axis.set_xticks([], minor=True)
+            axis.set_title(f"{network}, guidance {float(guidance):g}", fontsize=10)
+            axis.grid(alpha=0.3, which="both")
+    for axis in axes[-1]:
+        axis.set_xlabel("evaluations")
+    for row in axes:
+        row[0].set_ylabel("median distance to converged")
+    axes[0][0].legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def write_report(rows: list[Row], folder: Path) -> None:
+    """Write `network.md` and `network.png`."""
+    Path(folder, "network.md").write_text(markdown(rows))
+    draw(rows, Path(folder, "network.png"))

@@ -1,0 +1,200 @@
+r"""How well a sampler of the SDE keeps the distribution, side by side on exact fields.
+
+    python benchmarks/sde.py --output_dir benchmarks/results [--mnist FOLDER]
+
+Paths of an SDE have no truth to be compared with, their distribution has: samples stand against as
+many fresh data, by sliced Wasserstein distance, by the width of the modes and by their weights.
+Default settings are set_timesteps(nfe); tuned ones the grid of smallest error of the width.
+
+**Weak order without Monte Carlo.** For data N(0, s^2) the field is linear and so is every sampler:
+a sample is a combination of the noise of the start and of each noise drawn on the way. A batch
+that carries these coefficients, the k-th draw being the k-th unit vector, ends in the standard
+deviation of the sampler's output as its norm; the error is :math:`|std/s - 1|`.
+
+The peers are in `sde_peers`, the measures in `distribution`; `fresh data` in the tables is the
+Monte-Carlo floor, a second set of data in the place of samples. It writes `sde.csv`, `sde.md` and
+`sde.png`.
+"""
+
+import csv
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from diffusers.utils import torch_utils
+from distribution import Judge
+from peers import Peer, Preserving
+from problems import PROBLEMS, Problem
+from sde_peers import SDE_PEERS
+from sde_report import draw_sde, tables
+from spacings import GRIDS, Grid
+from torch import Tensor
+from transformers import HfArgumentParser
+
+from fm_diffusers import PATHS, GaussianFlowScheduler
+from fm_diffusers.fields import Field, GaussianMixture
+
+#: Our configurations of the public scheduler, on the linear path; the picture shows two.
+OURS: dict[str, dict[str, Any]] = {
+    f"ours, {name}": {"diffusion": name}
+    for name in ("memoryless", "flow_grpo", "beta", "constant")
+}
+
+#: What the tuned rows choose from, by the smallest `std`.
+SOME_GRIDS = {
+    name: GRIDS[name] for name in ("logit 1 x1", "logit 2 x1", "logit 1 x1.4", "karras .05-20")
+}
+
+
+@dataclass
+class Arguments:
+    """Command line."""
+
+    output_dir: str = "benchmarks/results"
+    mnist: str | None = field(
+        default=None, metadata={"help": "A `datasets` folder of MNIST; by default digits."}
+    )
+    problems: list[str] = field(default_factory=lambda: ["A", "T"])
+    budgets: list[int] = field(default_factory=lambda: [8, 16, 32])
+    weak_budgets: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
+    weak_stds: list[float] = field(default_factory=lambda: [1.0, 0.3])
+    num_samples: int = field(default=1000, metadata={"help": "Of T; A has 8 times as many."})
+    seed: int = 1
+    subset: int = 0
+
+
+@dataclass
+class Row:
+    """One run; of the weak order only `std` is known."""
+
+    problem: str
+    method: str
+    kind: str
+    grid: str
+    nfe: int
+    sw2: float
+    std: float
+    weights: float
+
+
+Sampler = Callable[[Tensor, int, torch.Generator | None], Tensor]
+
+
+def run_ours(
+    config: dict, f: Field, x: Tensor, nfe: int, grid: Grid | None, generator: Any
+) -> Tensor:
+    """Sample with the public scheduler."""
+    scheduler = GaussianFlowScheduler(prediction_type="velocity", **config)
+    if grid is None:
+        scheduler.set_timesteps(nfe)
+    else:
+        scheduler.set_timesteps(sigmas=grid(nfe))
+    x = x * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        output = f(x, scheduler.to_time(t.double()))
+        x = scheduler.step(output, t, x, generator=generator, return_dict=False)[0]
+    return x
+
+
+def samplers(data: Any, grids: dict[str, Grid]) -> Iterator[tuple[str, str, str, Sampler]]:
+    """Yield method, kind, grid and `sample(noise, nfe, generator)` of ours and the peers."""
+    velocity = data.field(PATHS["linear"]())
+    epsilon = data.field(PATHS["variance_preserving"](), "epsilon")
+    for name, config in OURS.items():
+        for label, grid in ({"own": None} | grids).items():
+
+            def ours(x: Tensor, n: int, g: Any, config: dict = config, grid: Any = grid) -> Tensor:
+                return run_ours(config, velocity, x, n, grid, g)
+
+            yield name, "tuned" if grid else "default", label, ours
+    for name, peer in SDE_PEERS.items():
+        f = epsilon if isinstance(peer, Preserving) else velocity
+        for kind, label, grid, options in peer.settings(grids):
+            call = options | ({"grid": grid} if grid else {})
+
+            def theirs(
+                x: Tensor, n: int, g: Any, peer: Peer = peer, call: dict = call, f: Field = f
+            ) -> Tensor:
+                return peer(f, x, n, generator=g, **call)
+
+            yield name, kind, label, theirs
+
+
+def measure(problem: Problem, args: Arguments) -> Iterator[Row]:
+    """Yield the floor and a row for every sampler and budget."""
+    noise = problem.start(args.num_samples, args.seed)
+    judge = Judge(problem, len(noise), args.seed + 1)
+    for nfe in args.budgets:
+        yield Row(problem.name, "fresh data", "floor", "", nfe, *judge(judge.more))
+    for method, kind, grid, sample in samplers(problem.data, SOME_GRIDS):
+        for nfe in args.budgets:
+            generator = torch.Generator().manual_seed(args.seed + 2)
+            end = sample(noise, nfe, generator)
+            yield Row(problem.name, method, kind, grid, nfe, *judge(end))
+
+
+@contextmanager
+def unit_noise() -> Iterator[None]:
+    """Make the k-th draw of diffusers' `randn_tensor` the k-th unit vector of the batch."""
+    original, drawn = torch_utils.randn_tensor, 0
+
+    def draw(shape: tuple, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
+        nonlocal drawn
+        drawn += 1
+        unit = torch.zeros(shape, dtype=dtype)
+        unit[drawn] = 1
+        return unit
+
+    users = [m for m in list(sys.modules.values()) if vars(m).get("randn_tensor") is original]
+    patches = [patch.object(module, "randn_tensor", draw) for module in users]
+    try:
+        for p in patches:
+            p.start()
+        yield
+    finally:
+        for p in patches:
+            p.stop()
+
+
+def weak(args: Arguments) -> Iterator[Row]:
+    """Yield the exact error of the standard deviation on Gaussian data."""
+    for std in args.weak_stds:
+        data = GaussianMixture(torch.zeros(1, 1, dtype=torch.float64), std)
+        defaults = (run for run in samplers(data, {}) if run[1] == "default")
+        for method, kind, grid, sample in defaults:
+            for nfe in args.weak_budgets:
+                sources = torch.zeros(nfe + 3, 1, dtype=torch.float64)
+                sources[0] = 1
+                with unit_noise():
+                    error = sample(sources, nfe, None).norm().item() / std - 1
+                yield Row(f"s={std:g}", method, kind, grid, nfe, math.nan, error, math.nan)
+
+
+def main(args: Arguments) -> list[Row]:
+    """Measure, and write the figures, the tables and the picture."""
+    torch.set_num_threads(1)
+    folder, rows = Path(args.output_dir), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in args.problems:
+        start = time.perf_counter()
+        rows += measure(PROBLEMS[name](args.mnist, args.subset), args)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+    rows += weak(args)
+    with open(folder / "sde.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(Row.__dataclass_fields__))
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    (folder / "sde.md").write_text("# Samplers of the SDE on exact fields\n\n" + tables(rows))
+    draw_sde(rows, list(OURS), folder / "sde.png")
+    return rows
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])

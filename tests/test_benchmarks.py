@@ -1,0 +1,53 @@
+"""The benchmarks run, and their tables hold what was measured."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    for package in ("flow_matching", "torchdiffeq", "matplotlib"):
+        pytest.importorskip(package, reason=f"the benchmarks need {package}: pip install .[bench]")
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+
+
+def test_samplers_on_exact_fields(benchmarks, tmp_path):
+    import ode
+
+    arguments = {"problems": ["A"], "paths": ["linear", "cosine"], "budgets": [4, 10]}
+    rows = ode.main(
+        ode.Arguments(
+            output_dir=str(tmp_path),
+            num_samples=8,
+            calibration_samples=8,
+            peers=["UniPC-2"],
+            cache=str(tmp_path),
+            **arguments,
+        )
+    )
+    with open(tmp_path / "ode.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+    assert "## A, cosine path: median" in (tmp_path / "ode.md").read_text()
+    assert (tmp_path / "ode.png").stat().st_size > 10_000
+    # the path does not matter
+    found = {(r.path, r.method, r.grid, r.nfe): r.median for r in rows}
+    for (path, method, grid, nfe), median in found.items():
+        if path == "cosine":
+            assert median == pytest.approx(found["linear", method, grid, nfe], rel=1e-3)
+
+
+def test_the_time_of_a_step(benchmarks, tmp_path, monkeypatch):
+    import step
+
+    monkeypatch.setattr(step, "PEERS", {name: step.PEERS[name] for name in ("DPM++ 2M", "DDIM")})
+    rows = step.main(
+        step.StepArguments(shapes=["2x4x8x8"], steps=3, repeats=2, output_dir=str(tmp_path))
+    )
+    graphs = {row["scheduler"]: row["graphs"] for row in rows}
+    assert graphs["ours"] == "2 + 0"  # the first step and all others; none for a second run
+    assert "fails" in graphs["DDIM"]
