@@ -36,13 +36,17 @@ from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion, get_diffusion
 from fm_diffusers.fields import GaussianMixture
-from fm_diffusers.grids import uniform
 from fm_diffusers.paths import PATHS, GaussianPath
 from fm_diffusers.solvers import SOLVERS, trajectory
 
 TIME = LinearSegmentedColormap.from_list("time", ["#3d5a98", "#a569a6", "#e8743b"])
 STEPS = 150
 UNIT_NOISE = "linear", "cosine", "polynomial", "variance_preserving"  # names in PATHS
+
+
+def even_times(n: int) -> torch.Tensor:
+    """Return n + 1 times from noise to data."""
+    return torch.linspace(0, 1, n + 1, dtype=torch.float64)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -54,7 +58,7 @@ def simulate(
     path: GaussianPath, data: GaussianMixture, eps: Tensor, diffusion: Diffusion | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the times `(steps + 1,)` and the samples `(steps + 1, *eps.shape)` from noise on."""
-    times, generator = uniform(STEPS), torch.Generator().manual_seed(1)
+    times, generator = even_times(STEPS), torch.Generator().manual_seed(1)
     samples = trajectory(  # the midpoint rule never asks at t = 1, where the field may be stiff
         SOLVERS["midpoint"](path, "velocity", diffusion),
         data.field(path, "velocity"),
@@ -88,7 +92,7 @@ def conditional_and_marginal(path: GaussianPath) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(15, 4.8), layout="constrained")
     for row, target in zip(axes, (GaussianMixture(z[None], 1e-2), data), strict=True):
         z_target = target.sample(len(eps), torch.Generator().manual_seed(0))
-        for t in uniform(4):
+        for t in even_times(4):
             x_t = path.flow_map(z_target, eps, t)
             row[0].scatter(*x_t.T, s=5, color=TIME(t.item()), alpha=0.7, lw=0)
         draw_trajectories(row[1], *simulate(path, target, eps[:40]))
@@ -104,7 +108,7 @@ def conditional_and_marginal(path: GaussianPath) -> Figure:
     axes[0, 2].set(title=r"SDE, $\sigma_t^2 = 2\beta_t$")
     axes[1, 0].set(ylabel=r"marginal, $p_t(x)$")
     scale, time = plt.cm.ScalarMappable(cmap=TIME), "time $t$: noise 0, data 1"
-    figure.colorbar(scale, ax=axes, label=time, ticks=uniform(4), pad=0.01)
+    figure.colorbar(scale, ax=axes, label=time, ticks=even_times(4), pad=0.01)
     return figure
 
 
@@ -160,7 +164,7 @@ def posterior_weights(path: GaussianPath, columns: int = 7, top: int = 4) -> Fig
     times, x = simulate(path, data, randn(1, 8, 8, seed=30))
     p = torch.cat([data.posterior_weights(path, *at) for at in zip(x, times, strict=True)])
     count = torch.special.entr(p).sum(1).exp()  # as many equally likely digits
-    levels = len(labels) ** uniform(columns - 1).flip(0)[1:-1]
+    levels = len(labels) ** even_times(columns - 1).flip(0)[1:-1]
     shown = [0, *((count < level).nonzero()[0].item() for level in levels), STEPS]
 
     size = {"figsize": (13, 8), "height_ratios": [1.2, 1.4] + top * [1]}
@@ -187,7 +191,7 @@ def ode_and_sde(path: GaussianPath, n: int = 10000) -> Figure:
     means = torch.tensor([[-2.0], [0.5], [2.5]], dtype=torch.float64)
     data = GaussianMixture(means, torch.tensor([0.3, 0.5, 0.2]), torch.tensor([0.3, 0.5, 0.2]))
     y = torch.linspace(-4, 4, 401, dtype=torch.float64)
-    p = torch.stack([density(path, data, y[:, None], t) for t in uniform(STEPS)], 1)
+    p = torch.stack([density(path, data, y[:, None], t) for t in even_times(STEPS)], 1)
     fresh = (data.sample(n, torch.Generator().manual_seed(seed)) for seed in range(20))
     errors = sorted(wasserstein(x[:, 0], p[:, -1], y) for x in fresh)
     print(f"{n} fresh samples of the data: W1 from {errors[0]:.3f} to {errors[-1]:.3f}")
