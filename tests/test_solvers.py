@@ -5,7 +5,8 @@ import torch
 from oracles import GAUSSIAN, gaussian_std, marginal_std, mixture, slope
 
 from fm_diffusers.diffusions import DIFFUSIONS, get_diffusion
-from fm_diffusers.fields import converted
+from fm_diffusers.fields import GaussianMixture, converted
+from fm_diffusers.grids import GRIDS, default_parameters
 from fm_diffusers.paths import PATHS, Linear
 from fm_diffusers.predictions import CANONICAL, PREDICTIONS, convert
 from fm_diffusers.solvers import (
@@ -387,3 +388,36 @@ def test_memoryless_dpm_solver_is_diffusers_sde_dpm_solver(solver_type):
     drawn = iter(noises)
     ours = integrate(solver, field, x, 1 - sigmas, lambda t, s: next(drawn))
     torch.testing.assert_close(ours, y, rtol=0, atol=2e-6)
+
+
+# --- strength ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+def test_any_strength_is_finite_from_one_step_up_and_exact_at_250(diffusion, scale):
+    path = Linear()
+    solver = SOLVERS["predictor_corrector"](path, diffusion=get_diffusion(diffusion, scale))
+
+    def std(n):
+        times = GRIDS["logistic"](n, path, **default_parameters(n, noisy=True))
+        return gaussian_std(solver, times)
+
+    assert all(math.isfinite(std(n)) and std(n) < 2 for n in (1, 2, 3, 5))
+    assert std(250) == pytest.approx(0.5, rel=0.01)
+
+
+def test_memoryless_steps_of_the_default_on_a_unit_gaussian():
+    """The bias of the standard deviation at 8, 16 and 32 steps, computed without sampling."""
+    data = GaussianMixture(torch.zeros(1, 1, dtype=torch.float64), 1.0)
+    solver = SOLVERS["predictor_corrector"](Linear(), diffusion=DIFFUSIONS["memoryless"])
+    bias = []
+    for n in (8, 16, 32, 64):
+        times = GRIDS["logistic"](n, Linear(), **default_parameters(n, noisy=True))
+        x = torch.zeros(n, 1, dtype=torch.float64)
+        x[0] = 1.0
+        sources = iter(torch.eye(n, dtype=torch.float64)[1:, :, None])
+        end = integrate(solver, data.field(Linear()), x, times, lambda t, s, i=sources: next(i))
+        bias.append(abs(end.norm().item() - 1))
+    assert bias[0] < 0.03 and bias[1] < 0.005 and bias[2] < 0.0006
+    assert math.log2(bias[0] / bias[3]) / 3 > 1.8
