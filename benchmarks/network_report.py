@@ -126,22 +126,30 @@ def draw(rows: list[Row], path: Path) -> None:
         sharey="row",
         layout="constrained",
     )
+    colors: dict[str, str] = {}
+    ticks = sorted({int(row["nfe"]) for row in rows if row["median"] and row["kind"] != "floor"})
     for i, network in enumerate(networks):
         for j, guidance in enumerate(scales):
             axis = axes[i][j]
-            for k, (name, of) in enumerate(lines(cells.get((network, guidance), []))):
+            for name, of in lines(cells.get((network, guidance), [])):
+                color = colors.setdefault(name, f"C{len(colors)}")
                 style = "o-" if "peer" not in name and name != "FlowMatchEuler" else "s--"
                 medians = [float(row["median"]) for row in of.values()]
-                axis.loglog(list(of), medians, style, color=f"C{k}", label=name, markersize=4)
-                axis.set_xticks(list(of), map(str, of), minor=False)
-                axis.set_xticks([], minor=True)
+                axis.loglog(list(of), medians, style, color=color, label=name, markersize=4)
+            axis.set_xticks(ticks, map(str, ticks), minor=False)
+            axis.set_xticks([], minor=True)
             axis.set_title(f"{network}, guidance {float(guidance):g}", fontsize=10)
             axis.grid(alpha=0.3, which="both")
     for axis in axes[-1]:
         axis.set_xlabel("evaluations")
     for row in axes:
         row[0].set_ylabel("median distance to converged")
-    axes[0][0].legend(fontsize=8, frameon=False)
+    shown = {
+        name: handle
+        for axis in axes.flat
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    axes[0][0].legend(shown.values(), shown.keys(), fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
