@@ -4,9 +4,10 @@ r"""Trained networks: how close to their own converged samples are a few evaluat
 
 samples pipelines of `examples/train_mnist.py` from fixed noise with this package, with the
 schedulers of others as their users run them, and with those tuned (the best over solvers and
-grids, chosen by the median on this very noise). The truth, and the floor under all
-errors, are those of `trained`. Every figure goes to `network.csv`
-as it comes, and what stands there is not computed again; `network.md` and `network.png` show it.
+grids, chosen by the median on this very noise). The truth, and the floor under all errors, are
+those of `trained`. Every figure goes to `network.csv` as it comes, and what stands there is not
+computed again unless `--renew` names its method; `network.md` and `network.png` show it.
+
 The second half, `--frechet_samples`, compares distributions with real images (see `metrics`), for
 few methods as it takes more samples; ours with 50 evaluations shows what the network itself has.
 """
