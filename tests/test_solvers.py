@@ -44,6 +44,8 @@ MULTISTEP = [
     "unipc",
     "predictor_corrector",
 ]
+#: Where the order shows with short steps only.
+LATE = [("dpm_solver++", "variance_preserving")]
 #: Interpolation in log-SNR is of lower order on the intervals where that is infinite.
 LOGARITHMIC = ("dpm_solver++", "unipc")
 
@@ -64,14 +66,15 @@ def test_orders_of_convergence_against_the_exact_flow_of_a_gaussian(name, path_n
     path = PATHS[path_name]()
     solver, field = SOLVERS[name](path), GAUSSIAN.field(path)
     errors = []
-    for n in (100, 200, 400) if ORDERS[name] < 4 else (20, 40, 80):
+    counts = (100, 200, 400) if ORDERS[name] < 4 else (20, 40, 80)
+    for n in (400, 800, 1600) if (name, path_name) in LATE else counts:
         times = grid(name, solver, n, END.get(path_name, 1.0))
         x = integrate(solver, field, torch.ones(1, 1, dtype=torch.float64), times)
         exact = marginal_std(path, times[-1]) / marginal_std(path, times[0])
         errors.append((x - exact).abs().item())
     # a cancellation may only make a method better than its order
-    assert slope(errors) > ORDERS[name] - 0.3
-    assert slope(errors) < ORDERS[name] + 0.3 or errors[-1] < 1e-5
+    assert slope(errors) > ORDERS[name] - 0.2
+    assert slope(errors) < ORDERS[name] + 0.2 or errors[-1] < 1e-5
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -82,7 +85,7 @@ def test_orders_of_convergence_on_a_nonlinear_field(name):
     exact = integrate(SOLVERS["rk4"](path), field, x, grid(name, solver, 1600))
     counts = (320, 640) if ORDERS[name] < 4 else (40, 80)
     errors = [(integrate(solver, field, x, grid(name, solver, n)) - exact).norm() for n in counts]
-    assert slope(errors) == pytest.approx(ORDERS[name], abs=0.25)
+    assert slope(errors) == pytest.approx(ORDERS[name], abs=0.2)
 
 
 @pytest.mark.parametrize("path_name", PATHS)
@@ -153,7 +156,7 @@ def test_sde_marginals_are_exact_and_the_bias_falls_with_the_step(name, diffusio
         times = torch.linspace(start, 1, n + 1, dtype=torch.float64)
         bias.append(abs(gaussian_std(solver, times) / marginal_std(path, 1.0).item() - 1))
     assert bias[1] < 0.01
-    assert bias[1] < bias[0] / 3 or bias[1] < 1.5e-3
+    assert bias[1] < bias[0] / 3 or bias[1] < 1e-3
 
 
 @pytest.mark.parametrize("diffusion", DIFFUSIONS)

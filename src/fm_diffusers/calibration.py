@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from fm_diffusers.fields import Field, from_model
 from fm_diffusers.grids import logistic
 from fm_diffusers.scheduler import GaussianFlowScheduler
-from fm_diffusers.solvers import Multistep, Solver, integrate, memory_size, update
+from fm_diffusers.solvers import Multistep, Solver, integrate, update
 
 #: The grids and methods that are tried, in this order, the best grid being kept for the methods.
 GRIDS = [
@@ -166,12 +166,8 @@ class _Problem:
     batch_size: int
     reference_steps: int
 
-    def solver(self, **kwargs: Any) -> dict[str, Any]:
-        return {
-            "path": self.scheduler.path,
-            "prediction": self.scheduler.config.prediction_type,
-            **kwargs,
-        }
+    def solver(self, method: dict[str, Any]) -> Multistep:
+        return Multistep(self.scheduler.path, self.scheduler.config.prediction_type, **method)
 
     def parts(self) -> Iterator[tuple[slice, Field]]:
         for i in range(0, len(self.noise), self.batch_size):
@@ -185,7 +181,7 @@ class _Problem:
     @torch.no_grad()
     def converge(self, advance: Callable[[int], Any]) -> None:
         """Compute the converged samples from all noises."""
-        solver = Multistep(**self.solver(**METHODS[0]))
+        solver = self.solver(METHODS[0])
         times = self.grid(self.reference_steps, scale=1.4)
         self.start = self.scheduler.path.beta(times[0]).item() * self.noise
         ends = [integrate(solver, f, self.start[part], times) for part, f in self.parts()]
@@ -226,7 +222,7 @@ class _Problem:
     def fit(self, trial: _Trial) -> _Trial:
         """Return the trial with the read-out fitted to one half, judged on the other."""
         times = self.scheduler.calibrated_times(trial.log_snr)
-        solver = Multistep(**self.solver(**trial.method))
+        solver = self.solver(trial.method)
         features, own = self.features(solver, times)
         half = len(features) // 2
         readout = _fit(features[:half], self.target[:half], own)
@@ -248,7 +244,7 @@ class _Problem:
             x, memory, slopes = self.start[part], (), []
             for step, gain in zip(plan, gains, strict=True):
                 before, q = x, field(x, torch.tensor(step.t, dtype=torch.float64))
-                x, memory = update(step, memory, x, q, size=memory_size(plan) or 1)
+                x, memory = update(step, memory, x, q)
                 slopes.append(gain * memory[0])
             columns = [scale * before, *slopes[::-1]]
             features.append(torch.stack([_flat(c) for c in columns], -1))

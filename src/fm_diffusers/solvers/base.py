@@ -86,7 +86,12 @@ def combine(weights: Weights, tensors: tuple[Tensor, ...]) -> Tensor:
 
 
 def update(
-    step: Step, memory: Memory, x: Tensor, q: Tensor, noise: Tensor | None = None, size: int = 8
+    step: Step,
+    memory: Memory,
+    x: Tensor,
+    q: Tensor,
+    noise: Tensor | None = None,
+    size: int | None = None,
 ) -> tuple[Tensor, Memory]:
     """Carry out one step of a plan; consumes one model output.
 
@@ -96,7 +101,7 @@ def update(
         x: the sample at which the model was asked.
         q: the model's output there, of the same shape and dtype.
         noise: standard normal noise of that shape, where `step.std` is not 0.
-        size: number of slopes to remember, `memory_size(plan)` or more.
+        size: number of slopes to remember, `memory_size(plan)` or more; None is all.
 
     Returns:
         The next sample and the memory for the next step.

@@ -105,11 +105,11 @@ class Multistep(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, table in (("form", FORMS), ("variable", VARIABLES), ("solver_type", RULES)):
-            if getattr(self, name) not in [*table, *([None] if name == "form" else [])]:
-                raise ValueError(
-                    f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(table)}"
-                )
+        tables = {"form": (*FORMS, None), "variable": VARIABLES, "solver_type": RULES}
+        for name, table in tables.items():
+            if getattr(self, name) not in table:
+                names = ", ".join(map(str, table))
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {names}")
         if self.solver_order not in (1, 2, 3, 4):
             raise ValueError(f"solver_order must be 1, 2, 3 or 4, got {self.solver_order}")
 
