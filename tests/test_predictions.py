@@ -12,7 +12,7 @@ from fm_diffusers.predictions import PREDICTIONS, conversion, convert, target
 PAIRS = list(itertools.product(PREDICTIONS, PREDICTIONS))
 TIMES = [0.0, 1e-3, 0.3, 0.8, 0.999, 1.0]
 
-NOISE, FLOW = {"epsilon", "score"}, {"velocity", "flow_prediction"}
+NOISE, FLOW = {"epsilon", "score"}, {"velocity", "flow_prediction", "edm"}
 OTHERS = set(PREDICTIONS) - NOISE
 # What cannot be known: noise tells nothing of the data where there is no data in the sample, data
 # nothing of the noise where there is none, and no score is finite there. The velocity of the
@@ -25,7 +25,10 @@ IMPOSSIBLE = {
     ("linear", 0.0): WITHOUT_DATA,
     ("cosine", 0.0): WITHOUT_DATA,
     ("polynomial", 0.0): {(a, b) for a in NOISE | FLOW for b in ("sample", "v_prediction")},
-    **{(name, 1.0): WITHOUT_NOISE for name in ("linear", "cosine", "polynomial")},
+    **{
+        (name, 1.0): WITHOUT_NOISE
+        for name in ("linear", "cosine", "polynomial", "noise_level", "discrete")
+    },
     ("variance_preserving", 1.0): WITHOUT_NOISE
     | {(a, b) for a in PREDICTIONS if a not in FLOW for b in FLOW},
 }
@@ -79,6 +82,7 @@ def test_targets_have_the_signs_of_the_conventions():
         "epsilon": 1.0,
         "score": pytest.approx(-1 / 0.75),  # -eps/beta
         "v_prediction": 0.25 * 1 - 0.75 * 3,  # alpha eps - beta z
+        "edm": pytest.approx(2 / math.pi * (3 - 1)),
     }
 
 

@@ -18,6 +18,7 @@ from fm_diffusers.grids import GRIDS
 from fm_diffusers.paths import PATHS
 from fm_diffusers.predictions import PREDICTIONS
 from fm_diffusers.solvers import SOLVERS, EulerMaruyama, StochasticHeun, integrate
+from fm_diffusers.timetable import CONFIGURED
 
 DATA = mixture(seed=3)
 #: Where the intervals start, strictly inside: every coefficient and conversion exists there.
@@ -120,7 +121,9 @@ def test_diffusion_of_scale_zero_is_the_ode_bit_for_bit(solver, diffusion):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_samples_do_not_depend_on_the_prediction_type(solver, path):
     samples = []
-    for prediction in PREDICTIONS:
+    # the velocity of a table jumps at its entries: no network of that kind is trained on one
+    discrete = path == "discrete" and solver in ("midpoint", "rk4")
+    for prediction in PREDICTIONS if not discrete else ["epsilon", "sample", "v_prediction"]:
         # until t = 0.95: on the last interval a prediction that is singular at the data costs an
         # evaluation, hence accuracy
         scheduler = GaussianFlowScheduler(
@@ -184,7 +187,7 @@ def test_timesteps_descend_and_number_order_times_n(solver, diffusion):
         assert (timesteps.diff() <= 0).all()
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", [name for name in GRIDS if name not in CONFIGURED])
 def test_timesteps_are_those_of_the_grid(grid):
     scheduler = GaussianFlowScheduler(grid=grid, t_min=0.1, t_max=0.9)
     scheduler.set_timesteps(6)
@@ -198,8 +201,8 @@ def test_timesteps_are_those_of_the_grid(grid):
 def test_before_set_timesteps_there_are_the_timesteps_of_the_training():
     ours, theirs = GaussianFlowScheduler(), FlowMatchEulerDiscreteScheduler()
     torch.testing.assert_close(ours.timesteps, torch.arange(1000.0, 0, -1))
-    assert torch.equal(ours.timesteps, theirs.timesteps)
-    assert torch.equal(ours.sigmas, theirs.sigmas)
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=1e-6, atol=0)
     assert len(ours) == len(theirs) == 1000
     assert ours.step_index is None and ours.begin_index is None
 
@@ -220,13 +223,13 @@ def test_timesteps_live_on_the_wanted_device():
     assert scheduler.timesteps.device.type == scheduler.sigmas.device.type == "meta"
 
 
-def test_init_noise_sigma_is_beta_at_the_first_time():
+def test_init_noise_sigma_is_the_deviation_of_unit_data_at_the_first_time():
     scheduler = GaussianFlowScheduler(
         path="variance_exploding", path_kwargs={"sigma_min": 0.02, "sigma_max": 30.0}
     )
-    assert scheduler.init_noise_sigma == 30
+    assert scheduler.init_noise_sigma == math.hypot(1, 30)
     scheduler.set_timesteps(4)
-    assert scheduler.init_noise_sigma == 30
+    assert scheduler.init_noise_sigma == math.hypot(1, 30)
     assert GaussianFlowScheduler().init_noise_sigma == 1
 
 
@@ -237,7 +240,7 @@ def test_default_grid_of_a_noise_model_starts_inside(path, prediction):
     scheduler.set_timesteps(5)
     c = scheduler.path(scheduler.to_time(scheduler.timesteps[0].double()))
     assert math.isclose(c.alpha / (c.alpha + c.beta), 0.01, rel_tol=1e-4)
-    assert math.isclose(scheduler.init_noise_sigma, c.beta, rel_tol=1e-6)
+    assert math.isclose(scheduler.init_noise_sigma, math.hypot(*c[:2]), rel_tol=1e-6)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "score"])
@@ -498,6 +501,37 @@ UNUSUAL = {
     "t_min": 0.05,
     "t_max": 0.975,
     "calibration": {"for": {}, "steps": {}},
+    "sampling_path": "cosine",
+    "sampling_path_kwargs": {"data_std": 1.0},
+    "time_convention": "ascending",
+    "shift": 2.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.6,
+    "max_shift": 1.2,
+    "base_image_seq_len": 128,
+    "max_image_seq_len": 512,
+    "shift_terminal": 0.3,
+    "time_shift_type": "linear",
+    "invert_sigmas": True,
+    "use_karras_sigmas": True,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "sigma_min": 0.1,
+    "sigma_max": 0.95,
+    "beta_start": 0.001,
+    "beta_end": 0.03,
+    "beta_schedule": "scaled_linear",
+    "trained_betas": [0.1] * 500,
+    "rescale_betas_zero_snr": True,
+    "snr_shift_scale": 2.0,
+    "timestep_spacing": "trailing",
+    "steps_offset": 1,
+    "variance_type": "learned",
+    "clip_sample": True,
+    "clip_sample_range": 2.0,
+    "thresholding": True,
+    "dynamic_thresholding_ratio": 0.9,
+    "sample_max_value": 3.0,
 }
 
 
@@ -505,7 +539,9 @@ def test_unusual_values_are_every_argument_and_differ_from_the_defaults():
     parameters = inspect.signature(GaussianFlowScheduler.__init__).parameters
     defaults = {name: p.default for name, p in parameters.items() if name != "self"}
     assert UNUSUAL.keys() == defaults.keys()
-    assert [name for name in defaults if UNUSUAL[name] == defaults[name]] == []
+    # only one of the three may be on
+    same = ["use_exponential_sigmas", "use_beta_sigmas"]
+    assert [name for name in defaults if UNUSUAL[name] == defaults[name]] == same
 
 
 @pytest.mark.parametrize("way", ["from_pretrained", "from_config", "json"])
@@ -526,7 +562,7 @@ def test_configuration_survives_saving(way, tmp_path):
     assert again.path == scheduler.path and again.diffusion == scheduler.diffusion
     results = []
     for one in (scheduler, again):
-        one.set_timesteps(5)
+        one.set_timesteps(5, mu=1.5)
         results.append(loop(one, start(one), generator=torch.Generator().manual_seed(0)))
     assert torch.equal(*results)
 
@@ -600,7 +636,9 @@ def test_impossible_configurations_are_refused_at_once(kwargs, message):
             {"num_inference_steps": -3},
             r"num_inference_steps must be an integer of at least 1, got -3",
         ),
-        ({}, {"sigmas": [1.0], "timesteps": [1000]}, r"sigmas or timesteps, not both"),
+        ({}, {"sigmas": [1.0, 0.5], "timesteps": [1000]}, r"differ in length: 2, 1"),
+        ({}, {"sigmas": [1.0, 0.5], "num_inference_steps": 3}, r"contradicts 2 sigmas"),
+        ({"use_dynamic_shifting": True}, {"num_inference_steps": 3}, r"pass mu to set_timesteps"),
         ({}, {"timesteps": [100.0, 900.0]}, r"must descend strictly and stop before the end"),
         ({}, {"timesteps": [900.0, 0.0]}, r"the end of the grid, 0 as a timestep, which is added"),
         ({}, {"timesteps": []}, r"times must be at least two"),
@@ -675,16 +713,6 @@ def test_a_loop_begun_in_the_middle_leaves_no_trace_on_the_next():
     whole = run(0)
     run(3)
     assert torch.equal(run(0), whole)
-
-
-def test_the_sign_of_a_foreign_network_is_not_guessed():
-    config = FlowMatchEulerDiscreteScheduler().config
-    with pytest.raises(ValueError, match='path="linear", prediction_type="flow_prediction"'):
-        GaussianFlowScheduler.from_config(config)
-    ours = GaussianFlowScheduler.from_config(
-        config, path="linear", prediction_type="flow_prediction"
-    )
-    assert ours.config.prediction_type == "flow_prediction"
 
 
 @pytest.mark.parametrize("path", PATHS)

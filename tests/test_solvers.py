@@ -19,6 +19,9 @@ from fm_diffusers.solvers import (
     update,
 )
 
+#: A table is smooth between its entries only, and the steps of `noise_level` in its own time are
+#: far apart in signal-to-noise ratio: methods on the path's time have no order there.
+SMOOTH = [name for name in PATHS if name not in ("discrete", "noise_level")]
 # On the time clock the velocity of the VP path is singular at t = 1: its orders hold inside.
 END = {"variance_preserving": 0.97}
 ORDERS = {
@@ -60,7 +63,7 @@ def test_every_solver_states_the_order_that_is_measured_here():
     assert {name: make(Linear()).order for name, make in SOLVERS.items()} == ORDERS
 
 
-@pytest.mark.parametrize("path_name", PATHS)
+@pytest.mark.parametrize("path_name", SMOOTH)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_orders_of_convergence_against_the_exact_flow_of_a_gaussian(name, path_name):
     path = PATHS[path_name]()
@@ -144,7 +147,7 @@ def test_a_full_refresh_is_the_data_prediction_noised_afresh():
     torch.testing.assert_close(moved, 0.25 * z + 0.75 * noise)
 
 
-@pytest.mark.parametrize("path_name", PATHS)
+@pytest.mark.parametrize("path_name", SMOOTH)
 @pytest.mark.parametrize("diffusion", DIFFUSIONS)
 @pytest.mark.parametrize("name", ["predictor_corrector", "heun", "stochastic_heun"])
 def test_sde_marginals_are_exact_and_the_bias_falls_with_the_step(name, diffusion, path_name):

@@ -21,6 +21,7 @@ https://arxiv.org/abs/2210.02747 (marginal and conditional fields); Ho, Salimans
 Diffusion Guidance", https://arxiv.org/abs/2207.12598.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -170,6 +171,7 @@ class GaussianMixture:
                 "epsilon": (0.0, -c.beta),
                 "score": (0.0, 1.0),
                 "v_prediction": (-c.beta, -c.alpha * c.beta),
+                "edm": (2 / math.pi * c.d_alpha, -2 / math.pi * path.half_d_variance(t)),
             }[prediction]
             return of_z * z + of_score * score
 

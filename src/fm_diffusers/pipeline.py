@@ -248,9 +248,9 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
         batch_size = (batch_size or 1) if labels is None else len(labels) * num_images_per_label
         guide = guidance_scale != 1
         label_input = self.encode_labels(labels, num_images_per_label, batch_size, guide)
-        self.scheduler.set_timesteps(
-            num_inference_steps, device=self._execution_device, timesteps=timesteps
-        )
+        grid = {"timesteps": timesteps} if timesteps is not None else {}
+        steps = None if timesteps is not None else num_inference_steps
+        self.scheduler.set_timesteps(steps, device=self._execution_device, **grid)
         latents = self.prepare_latents(batch_size, generator, latents)
 
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress_bar:

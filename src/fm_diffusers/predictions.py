@@ -23,9 +23,11 @@ Signs and scales (:math:`t = 0` is noise, :math:`t = 1` is data):
 `epsilon`               :math:`\varepsilon`
 `score`                 :math:`\nabla \log p_t(x | z) = -\varepsilon/\beta`
 `v_prediction`          :math:`\alpha \varepsilon - \beta z`; not the velocity
+`edm`                   :math:`2u/\pi`, the raw output of an EDM network on the cosine path
 ======================  =============================================================
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -43,6 +45,10 @@ def _one(path: GaussianPath, t: Tensor) -> Tensor:
 
 def _minus_one(path: GaussianPath, t: Tensor) -> Tensor:
     return -torch.ones_like(t)
+
+
+def _quarter_turn(path: GaussianPath, t: Tensor) -> Tensor:
+    return torch.full_like(t, math.pi / 2)
 
 
 def _minus_beta(path: GaussianPath, t: Tensor) -> Tensor:
@@ -80,6 +86,7 @@ PREDICTIONS: dict[str, tuple[Callable[[GaussianPath, Tensor], Row], Coefficient]
     "epsilon": (_epsilon, _one),
     "score": (_epsilon, _minus_beta),
     "v_prediction": (_v, _one),
+    "edm": (_velocity, _quarter_turn),
 }
 
 #: The velocity `z - eps` of the linear path, on any path: what solvers on the signal-to-noise

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion
 from fm_diffusers.paths import GaussianPath, as_time
-from fm_diffusers.predictions import check_prediction, conversion, is_defined
+from fm_diffusers.predictions import CANONICAL, check_prediction, conversion, is_defined
 
 #: How far in log-SNR a step of order above 1 may overshoot, if it is not itself longer: beyond,
 #: one evaluation cannot follow. The marginals do not depend on the overshoot, and as steps shrink
@@ -144,9 +144,11 @@ class Solver:
     Subclasses say which slope they integrate (`slope`) and how they cross the grid (`steps`).
 
     Attributes:
-        path: the Gaussian path.
+        path: the Gaussian path on which the samples are.
         prediction: what the model predicts, one of `PREDICTIONS`.
         diffusion: :math:`\sigma_t`, or None for the ODE.
+        model_path: the path of the model, where it is another: the model is then asked about the
+            sample on its own path that has the same signal-to-noise ratio; see `rescaling`.
         order: order of accuracy, of the endpoint for an ODE, of its distribution for an SDE.
         evaluations: model evaluations for each interval of the grid.
     """
@@ -154,6 +156,7 @@ class Solver:
     path: GaussianPath
     prediction: str = "velocity"
     diffusion: Diffusion | None = None
+    model_path: GaussianPath | None = None
 
     order: ClassVar[int]
     evaluations: ClassVar[int]
@@ -178,18 +181,22 @@ class Solver:
         """Whether the model's prediction is defined at `t` and determines a finite slope."""
         t = as_time(t)
         a, b = self.slope(t)
-        defined = is_defined(self.path, self.prediction, t)
-        return (t >= 0) & (t <= 1) & defined & a.isfinite() & b.isfinite()
+        path, time = self.model_path or self.path, self.model_time(t)
+        known = (t >= 0) & (t <= 1) & (time >= 0) & (time <= 1)
+        return known & is_defined(path, self.prediction, time) & a.isfinite() & b.isfinite()
 
     def plan(self, times: Tensor) -> list[Step]:
         """Return the steps through `times`, shape `(n + 1,)`, 0 is noise and 1 is data.
 
         Raises:
-            ValueError: if the times are not strictly increasing (or, for an ODE, decreasing), or
-                if the model says nothing about the slope at one of them.
+            ValueError: if the times are not strictly increasing (or, for an ODE, decreasing), but
+                for a last step that may stand still, or if the model says nothing about the slope
+                at one of them.
         """
         grid = torch.as_tensor(times, dtype=torch.float64).cpu()
-        ascending, descending = (bool((sign * grid.diff() > 0).all()) for sign in (1, -1))
+        length = grid.diff()
+        ascending = bool((length[:-1] > 0).all() and (length[-1:] >= 0).all())
+        descending = bool((length < 0).all())
         if len(grid) < 2 or not (ascending or (descending and self.diffusion is None)):
             raise ValueError(
                 "times must be at least two and strictly increasing from noise (0) to data (1), "
@@ -233,7 +240,23 @@ class Solver:
 
     def convert(self, target: str, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights that turn the sample and the model output into `target` at `t`."""
-        return conversion(self.path, self.prediction, target, t)
+        if self.model_path is None:
+            return conversion(self.path, self.prediction, target, t)
+        t = as_time(t)
+        a, b = conversion(self.model_path, self.prediction, CANONICAL, self.model_time(t))
+        c, d = conversion(self.path, CANONICAL, target, t)
+        return c + d * a * self.rescaling(t), d * b
+
+    def model_time(self, t: Tensor) -> Tensor:
+        """Return the time at which the model's path has the signal-to-noise ratio of `t`."""
+        return t if self.model_path is None else self.model_path.time(self.path.log_snr(t))
+
+    def rescaling(self, t: Tensor) -> Tensor:
+        """Return by what a sample is multiplied to lie on the model's path."""
+        if self.model_path is None:
+            return torch.ones_like(t)
+        model, own = self.model_path(self.model_time(t)), self.path(t)
+        return (model.alpha + model.beta) / (own.alpha + own.beta)
 
 
 def _normalised(plan: list[Step]) -> list[Step]:

@@ -28,19 +28,6 @@ from fm_diffusers.paths import GaussianPath
 
 Function = Callable[[Tensor], Tensor]
 
-#: The default grid: `logistic`, with these parameters for the ODE by the number of steps up to
-#: which they hold, and for SDEs. Measured (`benchmarks/`): few steps must not be spent on the last
-#: details; noise is put back until the end, so that an SDE needs more steps near the data.
-ODE_PARAMETERS = {6: {"scale": 1.0}, 12: {"scale": 1.1}, math.inf: {"scale": 1.2}}
-SDE_PARAMETERS = {"shift": 0.7, "scale": 1.2}
-
-
-def default_parameters(n: int, noisy: bool) -> dict[str, float]:
-    """Return the parameters of `logistic` that make the default grid of `n` steps."""
-    if noisy:
-        return SDE_PARAMETERS
-    return next(parameters for most, parameters in ODE_PARAMETERS.items() if n <= most)
-
 
 def uniform(n: int, path: GaussianPath, t_min: float = 0.0, t_max: float = 1.0) -> Tensor:
     """Return `n` equal steps in the path's time.
@@ -266,19 +253,3 @@ def _cut_steps(
 def _between(ends: tuple[float, float], inner: Tensor) -> Tensor:
     first, last = torch.tensor(ends, dtype=torch.float64).split(1)
     return torch.cat([first, inner, last])
-
-
-#: The grids by their names in a saved configuration, called as `(n, path, t_min, t_max)` with
-#: parameters of their own. `GRIDS["mine"] = my_grid` adds one; whoever loads a scheduler saved
-#: with it must do the same first.
-GRIDS: dict[str, Callable[..., Tensor]] = {
-    "uniform": uniform,
-    "logistic": logistic,
-    "shifted": shifted,
-    "logit_normal": logit_normal,
-    "log_snr": log_snr,
-    "karras": karras,
-    "exponential": exponential,
-    "beta": beta,
-    "polynomial": polynomial,
-}

@@ -1,0 +1,81 @@
+r"""What networks are fed in place of the time: everybody's convention is a row.
+
+With the time t of the theory (0 noise, 1 data), N training timesteps and the path's ratio
+:math:`\beta_t/\alpha_t`:
+
+============  ==================================  ===============  ==============================
+name          timestep                            sigma            whose
+============  ==================================  ===============  ==============================
+`descending`  :math:`N (1 - t)`                   :math:`1 - t`    diffusers' flow models, ours
+`ascending`   :math:`N t`                         :math:`t`        Mochi; with N = 1 SiT, Meta's
+                                                                   flow_matching and torchcfm
+`index`       :math:`N (1 - t) - 1`               :math:`1 - t`    DDPM tables: step i of N
+`log_sigma`   :math:`\ln(\beta/\alpha)/4`         :math:`\beta/   EDM, Stable Video Diffusion
+                                                  \alpha`
+============  ==================================  ===============  ==============================
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fm_diffusers.paths import GaussianPath
+
+Function = Callable[[GaussianPath, int, Tensor], Tensor]
+
+
+class Convention(NamedTuple):
+    """Functions of the path, of N and of a time, a timestep or a sigma."""
+
+    timestep: Function
+    time: Function
+    sigma: Function
+    time_of_sigma: Function
+
+
+def _ratio(path: GaussianPath, n: int, t: Tensor) -> Tensor:
+    return torch.exp(-path.log_snr(t))
+
+
+#: The conventions by their names in a saved configuration.
+TIME_CONVENTIONS: dict[str, Convention] = {
+    "descending": Convention(
+        timestep=lambda path, n, t: n * (1 - t),
+        time=lambda path, n, timestep: 1 - timestep / n,
+        sigma=lambda path, n, t: 1 - t,
+        time_of_sigma=lambda path, n, sigma: 1 - sigma,
+    ),
+    "ascending": Convention(
+        timestep=lambda path, n, t: n * t,
+        time=lambda path, n, timestep: timestep / n,
+        sigma=lambda path, n, t: t,
+        time_of_sigma=lambda path, n, sigma: 1 - sigma,
+    ),
+    "index": Convention(
+        timestep=lambda path, n, t: n * (1 - t) - 1,
+        time=lambda path, n, timestep: 1 - (timestep + 1) / n,
+        sigma=lambda path, n, t: 1 - t,
+        time_of_sigma=lambda path, n, sigma: 1 - sigma,
+    ),
+    "log_sigma": Convention(
+        timestep=lambda path, n, t: -path.log_snr(t) / 4,
+        time=lambda path, n, timestep: path.time(-4 * timestep),
+        sigma=_ratio,
+        time_of_sigma=lambda path, n, sigma: path.time(-torch.log(sigma)),
+    ),
+}
+
+
+def get_convention(name: str) -> Convention:
+    """Return the convention of that name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in TIME_CONVENTIONS:
+        raise ValueError(
+            f"unknown time_convention {name!r}: choose one of {', '.join(TIME_CONVENTIONS)}"
+        )
+    return TIME_CONVENTIONS[name]

@@ -1,0 +1,128 @@
+r"""Gaussian paths from noise to data.
+
+A Gaussian path moves a data point :math:`z` along
+
+.. math:: x_t = \alpha_t z + \beta_t \varepsilon, \qquad \varepsilon \sim N(0, I),
+
+from noise at :math:`t = 0` (:math:`\alpha = 0, \beta = 1`, or nearly) to data at :math:`t = 1`
+(:math:`\alpha = 1, \beta = 0`, or nearly). Its conditional velocity is
+:math:`u_t = \dot\alpha_t z + \dot\beta_t \varepsilon`. A path here is two functions of time and
+their derivatives in closed form; everything else in the package is derived from these four.
+
+The samples depend on a path only through its log signal-to-noise ratio
+:math:`\lambda_t = \log(\alpha_t / \beta_t)`, so each path also knows the inverse, the time at
+which it reaches a given :math:`\lambda`.
+
+References: Lipman et al., "Flow Matching for Generative Modeling",
+https://arxiv.org/abs/2210.02747; Albergo et al., "Stochastic Interpolants",
+https://arxiv.org/abs/2303.08797; Song et al., "Score-Based Generative Modeling through SDEs",
+https://arxiv.org/abs/2011.13456.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Coefficients(NamedTuple):
+    r"""The four numbers of a path at a time: :math:`\alpha, \beta, \dot\alpha, \dot\beta`."""
+
+    alpha: Tensor
+    beta: Tensor
+    d_alpha: Tensor
+    d_beta: Tensor
+
+
+def as_time(t: float | Tensor) -> Tensor:
+    """Return `t` as a floating-point tensor; numbers become 0-dim float64 on the CPU."""
+    t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
+    return t if t.is_floating_point() else t.double()
+
+
+def expand_like(c: Tensor, x: Tensor) -> Tensor:
+    """Shape a coefficient of shape `()` or `(batch,)` so that it multiplies `x` sample by sample.
+
+    Raises:
+        ValueError: if `c` is neither a scalar nor one number for each sample of `x`.
+
+    Example:
+        >>> expand_like(torch.ones(2), torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 1, 1, 1])
+    """
+    if c.ndim == 0:
+        return c
+    if c.shape != x.shape[:1]:
+        raise ValueError(
+            f"a time must be a scalar or have one value for each of the {x.shape[0]} samples, "
+            f"got shape {tuple(c.shape)} for samples of shape {tuple(x.shape)}"
+        )
+    return c.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+class GaussianPath:
+    r"""A path :math:`x_t = \alpha_t z + \beta_t \varepsilon`.
+
+    Subclasses give `coefficients` and `time`.
+    """
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        r"""Return :math:`\alpha_t, \beta_t, \dot\alpha_t, \dot\beta_t` in the shape of `t`."""
+        raise NotImplementedError
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        r"""Return the time at which :math:`\log(\alpha_t/\beta_t)` has the given value."""
+        raise NotImplementedError
+
+    def __call__(self, t: float | Tensor) -> Coefficients:
+        """Return the coefficients at `t`, a number or a tensor of any shape."""
+        return self.coefficients(as_time(t))
+
+    def alpha(self, t: float | Tensor) -> Tensor:
+        r"""Return the weight :math:`\alpha_t` of the data."""
+        return self(t).alpha
+
+    def beta(self, t: float | Tensor) -> Tensor:
+        r"""Return the weight :math:`\beta_t` of the noise, the standard deviation of the path."""
+        return self(t).beta
+
+    def d_alpha(self, t: float | Tensor) -> Tensor:
+        r"""Return the time derivative :math:`\dot\alpha_t`."""
+        return self(t).d_alpha
+
+    def d_beta(self, t: float | Tensor) -> Tensor:
+        r"""Return the time derivative :math:`\dot\beta_t`; :math:`-\infty` where it is so."""
+        return self(t).d_beta
+
+    def log_snr(self, t: float | Tensor) -> Tensor:
+        r"""Return :math:`\lambda_t = \log(\alpha_t/\beta_t)`, infinite at an end without noise."""
+        c = self(t)
+        return torch.log(c.alpha) - torch.log(c.beta)
+
+    def half_d_variance(self, t: float | Tensor) -> Tensor:
+        r"""Return :math:`\beta_t \dot\beta_t`, half the derivative of the path's variance."""
+        c = self(t)
+        return c.beta * c.d_beta
+
+    def tangent(self, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Return finite :math:`(a, b, w)` with :math:`w\, u_t = a z + b \varepsilon`."""
+        c = self(t)
+        return c.d_alpha, c.d_beta, torch.ones_like(c.alpha)
+
+    def flow_map(self, z: Tensor, eps: Tensor, t: float | Tensor) -> Tensor:
+        r"""Return :math:`\psi_t(\varepsilon | z) = \alpha_t z + \beta_t \varepsilon`.
+
+        Args:
+            z: data, shape `(batch, ...)`.
+            eps: standard normal noise of the same shape.
+            t: time in [0, 1], 0 is noise and 1 is data; a scalar or shape `(batch,)`.
+
+        Example:
+            >>> from fm_diffusers.paths import Linear
+        >>> z, eps = torch.ones(2, 3), torch.zeros(2, 3)
+            >>> Linear().flow_map(z, eps, torch.tensor([0.0, 0.5]))
+            tensor([[0.0000, 0.0000, 0.0000],
+                    [0.5000, 0.5000, 0.5000]])
+        """
+        c = self(t)
+        return expand_like(c.alpha, z) * z + expand_like(c.beta, z) * eps

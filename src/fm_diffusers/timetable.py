@@ -1,0 +1,276 @@
+r"""From a configuration to a plan: the time that the network is fed, the grid and its weights.
+
+The half of `GaussianFlowScheduler` that runs before the loop. Its times t are those of the path on
+which the samples are; the network is fed what its `time_convention` makes of the time at which its
+own path has the same signal-to-noise ratio.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fm_diffusers.conventions import Convention, get_convention
+from fm_diffusers.diffusions import Diffusion, get_diffusion
+from fm_diffusers.grids import GRIDS, default_parameters, respace, warp
+from fm_diffusers.paths import Discrete, GaussianPath
+from fm_diffusers.solvers import SOLVERS, Calibrated, Solver, Step
+from fm_diffusers.stepping import Stepping
+from fm_diffusers.tables import make
+
+#: Where a default grid starts if the model says nothing at t = 0: alpha/(alpha + beta) there.
+INSIDE = 0.01
+
+#: The largest beta/alpha that equal steps in it begin with: that of diffusers' schedulers for a
+#: table without data at its last step, whose own is infinite.
+LARGEST_RATIO = 4096.0
+
+#: Rows of PATHS and GRIDS whose parameters are keys of the configuration by diffusers' names.
+CONFIGURED = {"discrete", "flow_match", "flow_multistep", "ddim", "multistep"}
+
+#: Ways to space noise levels anew, `use_..._sigmas` in a configuration.
+RESPACINGS = ("karras", "exponential", "beta")
+
+
+class Timetable(Stepping):
+    """Makes plans from `config`, the path of the training and that of the samples."""
+
+    config: Any
+    path: GaussianPath
+    sampling_path: GaussianPath
+
+    def to_time(self, timesteps: Tensor) -> Tensor:
+        """Return the time t (0 noise, 1 data) at which the network is fed `timesteps`."""
+        n, convention = self.config.num_train_timesteps, self._convention
+        t = convention.time(self.path, n, timesteps)
+        if self.sampling_path is self.path:
+            return t
+        return self.sampling_path.time(self.path.log_snr(t))
+
+    def to_timestep(self, t: Tensor) -> Tensor:
+        """Return what the network is fed at time `t`."""
+        if self.sampling_path is not self.path:
+            t = self.path.time(self.sampling_path.log_snr(t))
+        return self._convention.timestep(self.path, self.config.num_train_timesteps, t)
+
+    @property
+    def _convention(self) -> Convention:
+        return get_convention(self.config.time_convention)
+
+    def _sigmas(self, t: Tensor) -> Tensor:
+        return self._convention.sigma(self.sampling_path, self.config.num_train_timesteps, t)
+
+    def _noise(self, t: Tensor) -> Tensor:
+        r"""Return the noise level :math:`\beta/(\alpha + \beta)`."""
+        return torch.sigmoid(-self.sampling_path.log_snr(t))
+
+    def _time_of_noise(self, level: Tensor) -> Tensor:
+        return self.sampling_path.time(torch.log1p(-level) - torch.log(level))
+
+    @property
+    def diffusion(self) -> Diffusion | None:
+        """The coefficient of dW, or None for the ODE."""
+        name, parameters = self.config.diffusion, self.config.diffusion_kwargs
+        if name is None:
+            return None
+        return make("diffusion", {name: partial(get_diffusion, name)}, name, parameters)
+
+    def _make(
+        self, kind: str, table: dict[str, Callable], name: str, parameters: Any, **given: Any
+    ) -> Any:
+        """Make an entry of a table, with parameters of the configuration for some; see `make`."""
+        if name in CONFIGURED:
+            known = inspect.signature(table[name]).parameters
+            given |= {k: self.config[k] for k in known if k in self.config and k not in given}
+        return make(kind, table, name, parameters, **given)
+
+    @property
+    def _model(self) -> dict[str, Any]:
+        """What a solver is told about the model."""
+        other = None if self.sampling_path is self.path else self.path
+        prediction = self.config.prediction_type
+        return {"path": self.sampling_path, "prediction": prediction, "model_path": other}
+
+    def _solver(self) -> Solver:
+        name, parameters = self.config.solver, self.config.solver_kwargs
+        return make("solver", SOLVERS, name, parameters, **self._model, diffusion=self.diffusion)
+
+    def _grid(self, num_inference_steps: int, first: float, last: float) -> Tensor:
+        given = {"n": num_inference_steps, "path": self.sampling_path}
+        name, parameters = self.config.grid, self.config.grid_kwargs
+        if name is None:
+            chosen = default_parameters(num_inference_steps, self._solver().noisy)
+            name, parameters = "logistic", chosen | (parameters or {})
+        return self._make("grid", GRIDS, name, parameters, **given, t_min=first, t_max=last)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        """Choose the grid and compute the weights of every step, in float64.
+
+        Args:
+            num_inference_steps: number of intervals; each costs `order` model evaluations, one
+                where the model's prediction type is singular at the interval's end.
+            device: where `timesteps` live.
+            sigmas: noise levels `1 - t` (`beta/alpha` where the network is fed its logarithm) at
+                which the intervals start, descending; they are shifted and spaced as the
+                configuration says, and the end of the grid is added.
+            mu: the shift, where `use_dynamic_shifting` is on; else not used.
+            timesteps: the starts on the scale of the network, as they are. Beside `sigmas` they
+                are what the network is fed there.
+
+        Raises:
+            ValueError: if nothing says where to go, `mu` is missing, or the model says nothing at
+                one of the times.
+        """
+        solver, fed = self._solver(), None
+        last = self.ends(solver)[1]
+        given = timesteps if sigmas is None else sigmas
+        if given is not None and num_inference_steps not in (None, len(given)):
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps} contradicts {len(given)} sigmas or "
+                "timesteps: leave it out"
+            )
+        if sigmas is not None:
+            levels = torch.as_tensor(sigmas, dtype=torch.float64).reshape(-1).cpu()
+            n = self.config.num_train_timesteps
+            starts = self._convention.time_of_sigma(self.sampling_path, n, levels)
+            starts, fed = self._warped(starts, mu), timesteps
+        elif timesteps is not None:
+            starts = torch.as_tensor(timesteps, dtype=torch.float64).reshape(-1).cpu()
+            starts = self.to_time(starts)
+        elif (found := self._calibrated(num_inference_steps)) is not None:
+            solver, starts = found[0], found[1][:-1]
+        elif not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+            raise ValueError(
+                f"num_inference_steps must be an integer of at least 1, got {num_inference_steps};"
+                " or give sigmas or timesteps"
+            )
+        else:
+            starts = self._warped(self._grid(num_inference_steps, *self.ends(solver))[:-1], mu)
+        if (
+            given is not None
+            and not (torch.cat([starts, starts.new_tensor([last])]).diff() > 0).all()
+        ):
+            raise ValueError(
+                "sigmas or timesteps must descend strictly and stop before the end of the "
+                f"grid, {self.to_timestep(torch.tensor(last)):g} as a timestep, which is added to "
+                f"them; got {list(given)}"
+            )
+        # the times that float32 timesteps stand for, so that model and solver agree on them
+        fed_to = self.to_time(self.to_timestep(starts).float().double())
+        starts = torch.where((starts >= 0) & (starts <= 1), fed_to.clamp(0, 1), fed_to)
+        self.num_inference_steps = len(starts)
+        nodes = self._take(self._planned(solver, starts, last, given is None), solver, last)
+        self.timesteps = self.to_timestep(nodes[:-1]).to(device, torch.float32)
+        if fed is not None:
+            self.timesteps = self._between(starts, fed, last).to(device, torch.float32)
+        self.sigmas = self._sigmas(nodes).to(device, torch.float32)
+
+    def _planned(self, solver: Solver, starts: Tensor, last: float, own: bool) -> list[Step]:
+        """Return the plan through times that start the intervals and the last time.
+
+        DDIM steps by `num_train_timesteps // n` whatever the spacing, so that its steps do not end
+        where the next one starts if they are spaced by something else. `solver="ddim"` on
+        `grid="ddim"` does the same.
+        """
+        like_ddim = self.config.solver == self.config.grid == "ddim"
+        if not (own and like_ddim and self.config.diffusion is None):
+            return solver.plan(torch.cat([starts, starts.new_tensor([last])]))
+        count = self.config.num_train_timesteps
+        stops = starts + (count // len(starts)) / count
+        stops = torch.where(stops > 1 - 0.5 / count, last, stops)
+        return [step for pair in torch.stack([starts, stops], 1) for step in solver.plan(pair)]
+
+    def _between(self, starts: Tensor, fed: Sequence[float] | Tensor, last: float) -> Tensor:
+        """Return what the network is fed at the nodes, linear between what is given for starts."""
+        fed = torch.as_tensor(fed, dtype=torch.float64).reshape(-1).cpu()
+        if len(fed) != len(starts):
+            raise ValueError(f"sigmas and timesteps differ in length: {len(starts)}, {len(fed)}")
+        end = self.to_timestep(torch.tensor([last], dtype=torch.float64))
+        times, fed = torch.cat([starts, starts.new_tensor([last])]), torch.cat([fed, end])
+        nodes = self._nodes[:-1]
+        cell = (torch.searchsorted(times, nodes, right=True) - 1).clamp(0, len(starts) - 1)
+        share = (nodes - times[cell]) / (times[cell + 1] - times[cell])
+        return torch.lerp(fed[cell], fed[cell + 1], share)
+
+    def _warped(self, times: Tensor, mu: float | None) -> Tensor:
+        """Return the times shifted, stretched and spaced as the configuration says."""
+        c, shift = self.config, self.config.shift
+        if c.use_dynamic_shifting:
+            if mu is None:
+                raise ValueError(
+                    "use_dynamic_shifting needs the shift: pass mu to set_timesteps, or make the "
+                    "scheduler with use_dynamic_shifting=False"
+                )
+            shift = math.exp(mu) if c.time_shift_type == "exponential" else mu
+        if shift != 1 or c.shift_terminal:
+            times = self._time_of_noise(warp(self._noise(times), shift, c.shift_terminal))
+        kind = next((kind for kind in RESPACINGS if c[f"use_{kind}_sigmas"]), None)
+        if kind is None:
+            return times
+        table = isinstance(self.path, Discrete)
+        if table:
+            ends = torch.tensor([0.0, 1 - 1 / c.num_train_timesteps], dtype=torch.float64)
+            ends = torch.exp(-self.sampling_path.log_snr(ends)).clamp(max=LARGEST_RATIO)
+        else:
+            ends = self._noise(times[[0, -1]])
+        first, last = ends.tolist()
+        first, last = c.sigma_max or first, c.sigma_min or last
+        levels = respace(kind, len(times), first, last)
+        return (
+            self.sampling_path.time(-torch.log(levels)) if table else self._time_of_noise(levels)
+        )
+
+    def ends(self, solver: Solver) -> tuple[float, float]:
+        """Return the first and the last time of a grid."""
+        c = self.config
+        first = self._first_time(solver) if c.t_min is None else c.t_min
+        return first, 1.0 if c.t_max is None else c.t_max
+
+    def _first_time(self, solver: Solver) -> float:
+        begin = solver.path.time(self.path.log_snr(0.0)).item()
+        for t in (0.0, begin):
+            if solver.exists(t) and all(map(math.isfinite, solver.convert("sample", t))):
+                return t
+        return solver.path.time(torch.logit(torch.tensor(INSIDE, dtype=torch.float64))).item()
+
+    @property
+    def calibrated_for(self) -> dict[str, Any]:
+        """The part of the configuration under which a calibration holds."""
+        names = ("solver", "solver_kwargs", "grid", "grid_kwargs", "t_min", "t_max", "shift")
+        return {name: self.config[name] for name in names}
+
+    def calibrated_times(self, log_snr: list[float]) -> Tensor:
+        """Return the grid with these log-SNRs between its ends."""
+        first, last = self.ends(self._solver())
+        inner = self.sampling_path.time(torch.tensor(log_snr, dtype=torch.float64))
+        return torch.tensor([first, *inner.tolist(), last], dtype=torch.float64)
+
+    def _calibrated(self, num_inference_steps: int | None) -> tuple[Solver, Tensor] | None:
+        """Return the solver and grid fitted for so many steps, if there are, and if they hold."""
+        calibration = self.config.calibration or {}
+        found = calibration.get("steps", {}).get(str(num_inference_steps))
+        if found is None or calibration["for"] != self.calibrated_for or self._solver().noisy:
+            return None
+        solver = Calibrated(**self._model, **found["method"], readout=tuple(found["readout"]))
+        return solver, self.calibrated_times(found["log_snr"])
+
+    @property
+    def init_noise_sigma(self) -> float:
+        r"""Standard deviation :math:`\sqrt{\alpha^2 + \beta^2}` of the noise to start from.
+
+        It is that of samples at the first time for data of variance one, as diffusers has it for
+        its diffusion models; 1 on paths that start at pure noise.
+        """
+        first = self.sampling_path(self._plan[0].t if self._plan else 0.0)
+        return torch.hypot(first.alpha, first.beta).item()
