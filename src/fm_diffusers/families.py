@@ -26,15 +26,16 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 Config = dict[str, Any]
 
 #: Schedulers whose networks or steps mean something else, by a part of their class's name, with
-#: the key by which their configuration is known in memory, and what is different.
+#: the key or prediction type by which their configuration is known in memory, and what differs.
 SPECIAL: dict[str, tuple[str | None, str]] = {
     "MiniMaxH3": (None, "its network predicts z - eps and is fed 1 - sigma"),
     "FlowMap": (None, "its network maps between two times"),
-    "SCM": (None, "it is a consistency model in trigonometric time"),
+    "SCM": ("trigflow", "it is a consistency model in trigonometric time"),
     "CMStochastic": ("clip_denoised", "it is a consistency model"),
     "Helios": ("stages", "its path is a pyramid of sizes"),
     "Piflow": ("num_policy_substeps", "its network predicts a policy"),
     "VQDiffusion": ("num_vec_classes", "its data is discrete"),
+    "CosineDPM": (None, "its network is fed the arctangent of sigma"),
     "ScoreSde": ("sampling_eps", "its network is fed a time of its own"),
     "KarrasVe": ("s_churn", "its network is fed sigma itself"),
     "Wuerstchen": ("scaler", "its network is fed a ratio from 0 to 1"),
@@ -59,14 +60,16 @@ def translate(config: Mapping[str, Any], **given: Any) -> Config:
     Raises:
         ValueError: if the family is unknown, or its networks are not fed and read as those here.
     """
-    config = _complete(config)
     if "path" in config or not config:
-        return config
+        # ours, perhaps by way of another scheduler, whose own defaults say nothing of ours
+        other = {*config.get("_use_default_values", []), "_use_default_values"}
+        return {name: value for name, value in config.items() if name not in other}
+    config = _complete(config)
     config |= {name: given[name] for name in HINTS & set(given)}
     name = config.pop("_class_name", None) or ""
     config.pop("_diffusers_version", None)
     for special, (key, reason) in SPECIAL.items():
-        if special in name or key in config:
+        if special in name or key in {*config, str(config.get("prediction_type"))}:
             raise ValueError(f"a {special} scheduler cannot be replaced: {reason}")
     family = _family(config, name)
     if family is None and not {"path", "prediction_type"} <= set(given):
@@ -83,7 +86,9 @@ def translate(config: Mapping[str, Any], **given: Any) -> Config:
 def _family(config: Config, name: str) -> str | None:
     """Return which of the families a configuration belongs to, None if that cannot be told."""
     kind = config.get("prediction_type")
-    flow = bool(FLOW_KEYS & set(config)) or "FlowMatch" in name or "EulerAncestralRF" in name
+    # a shift alone is all that MiniMaxH3, whose network has the other sign, is configured by
+    flow = bool(FLOW_KEYS & set(config)) and "num_train_timesteps" in config
+    flow = flow or "FlowMatch" in name or "EulerAncestralRF" in name
     table = bool(TABLE_KEYS & set(config)) or config.get("trained_betas") is not None
     if config.get("use_flow_sigmas") or kind == "flow_prediction":
         return "flow"
@@ -93,7 +98,9 @@ def _family(config: Config, name: str) -> str | None:
         return "flow" if "FlowMatch" in name else "table"
     if flow != table:
         return "flow" if flow else "table"
-    if config.get("sigma_data") and not flow:
+    # without algorithm_type a multistep one is CosineDPMSolver, fed something else
+    multistep, told = "solver_order" in config, "algorithm_type" in config
+    if config.get("sigma_data") and not flow and (told or not multistep):
         return "edm"
     return None
 
@@ -127,12 +134,14 @@ def _table(config: Config) -> Config:
     last = "zero" if config.get("set_alpha_to_one", True) or karras else "sigma_min"
     last = config.get("final_sigmas_type") or last
     count = config["num_train_timesteps"]
+    # UnCLIP's configuration names neither betas nor where it stops
+    spacing = "leading" if "beta_start" in config else "linspace"
     return {
         "path": "discrete",
         "prediction_type": config.get("prediction_type") or "epsilon",
         "time_convention": "index",
         "grid": "multistep" if multistep else "ddim",
-        "timestep_spacing": config.get("timestep_spacing") or "leading",
+        "timestep_spacing": config.get("timestep_spacing") or spacing,
         "t_max": None if last == "zero" else 1 - 1 / count,
         "shift": 1.0,
     }

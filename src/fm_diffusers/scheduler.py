@@ -168,6 +168,7 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
     ) -> None:
+        self._keep_defaults()
         self._check()
         self.path: GaussianPath = self._make("path", PATHS, path, path_kwargs)
         self.sampling_path = self.path
@@ -187,6 +188,15 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self._generator: Generators | None = None
         self._take([], self._solver(), 1.0)
+
+    def _keep_defaults(self) -> None:
+        """Let schedulers made from `config` take its defaults too, as they do from a saved one.
+
+        diffusers leaves out the names in `_use_default_values`; only what is None stays there.
+        """
+        if names := self.config.get("_use_default_values"):
+            unset = sorted(name for name in names if self.config[name] is None)
+            self.register_to_config(_use_default_values=unset)
 
     def _check(self) -> None:
         """Raise a `ValueError` for values that contradict each other."""
