@@ -69,7 +69,7 @@ class Ours:
 #: The configuration for fields without a network's errors: more slopes, and a denser grid at the
 #: data than networks bear.
 EXACT = {
-    "solver_kwargs": {"solver_order": 4, "form": "velocity"},
+    "solver_kwargs": {"solver_order": 4, "corrector": True, "lower_order_final": False},
     "grid_kwargs": {"shift": 0.7, "scale": 1.2},
 }
 

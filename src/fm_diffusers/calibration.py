@@ -38,7 +38,10 @@ GRIDS = [
 METHODS = [
     {"form": "velocity", "variable": "arctan", "corrector": True, "solver_order": order}
     for order in (2, 1, 3)
-] + [{"form": "data", "variable": "arctan", "corrector": True, "solver_order": 2}]
+] + [
+    {"form": "data", "variable": "arctan", "corrector": True, "solver_order": 2},
+    {"form": "velocity", "variable": "arctan", "corrector": False, "solver_order": 2},
+]
 
 #: By how much a step is moved in log-SNR, in turn.
 MOVES = (0.25, -0.25, 0.1, -0.1)

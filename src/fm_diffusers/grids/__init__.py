@@ -21,7 +21,11 @@ from fm_diffusers.grids.spacing import ddim, flow_match, flow_multistep, multist
 #: The default grid: `logistic`, with these parameters for the ODE by the number of steps up to
 #: which they hold, and for SDEs. Measured (`benchmarks/`): few steps must not be spent on the last
 #: details; noise is put back until the end, so that an SDE needs more steps near the data.
-ODE_PARAMETERS = {6: {"scale": 1.0}, 12: {"scale": 1.1}, math.inf: {"scale": 1.2}}
+ODE_PARAMETERS = {
+    6: {"shift": 1.25, "scale": 1.0},
+    12: {"scale": 1.1},
+    math.inf: {"scale": 1.2},
+}
 SDE_PARAMETERS = {"shift": 0.7, "scale": 1.2}
 
 

@@ -34,6 +34,7 @@ Integrator", https://arxiv.org/abs/2204.13902; Hairer, Norsett, Wanner, "Solving
 Differential Equations I", section III.1 (Adams methods, PEC).
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -72,8 +73,14 @@ FORMS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "data": ("sample", lambda log_snr: torch.sigmoid(-log_snr)),
 }
 
-#: Up to how many steps a method of form None interpolates the data; measured on networks.
-FEW_STEPS = 6
+#: What a method does that leaves it open, by the number of steps up to which it holds. Measured on
+#: networks: corrections of very long steps overshoot, under guidance most of all, and so does the
+#: last of long steps.
+BY_STEPS: dict[float, dict[str, bool]] = {
+    6: {"corrector": False, "lower_order_final": False},
+    12: {"corrector": True, "lower_order_final": True},
+    math.inf: {"corrector": True, "lower_order_final": False},
+}
 
 #: How the line through two values is integrated: exactly, or by a rule for its slope that names
 #: diffusers' `solver_type`: half the step on the clock, or half the step in log-SNR.
@@ -85,48 +92,50 @@ class Multistep(Solver):
     r"""A multistep method with one evaluation a step; see the module.
 
     Attributes:
-        form: the slope that is interpolated, one of `FORMS`; None is data for up to `FEW_STEPS`
-            steps, which is steadier under guidance, and velocity for more.
+        form: the slope that is interpolated, one of `FORMS`.
         variable: in which variable, one of `VARIABLES`.
         solver_order: number of slopes in the predictor, 1 to 4 (diffusers' word: a corrector makes
             the method more accurate by one order).
-        corrector: whether steps are corrected, with one slope more than the predictor has.
+        corrector: whether steps are corrected, with one slope more than the predictor has; None
+            is as `BY_STEPS` says.
         solver_type: the rule for two values, one of `RULES`.
-        lower_order_final: whether the number of slopes falls to one over the last steps.
+        lower_order_final: whether the number of slopes falls to one over the last steps; None is
+            as `BY_STEPS` says.
     """
 
-    form: str | None = "velocity"
+    form: str = "velocity"
     variable: str = "arctan"
     solver_order: int = 2
-    corrector: bool = False
+    corrector: bool | None = False
     solver_type: str = "exact"
-    lower_order_final: bool = False
+    lower_order_final: bool | None = False
     evaluations: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        tables = {"form": (*FORMS, None), "variable": VARIABLES, "solver_type": RULES}
+        tables = {"form": FORMS, "variable": VARIABLES, "solver_type": RULES}
         for name, table in tables.items():
             if getattr(self, name) not in table:
-                names = ", ".join(map(str, table))
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {names}")
+                raise ValueError(
+                    f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(table)}"
+                )
         if self.solver_order not in (1, 2, 3, 4):
             raise ValueError(f"solver_order must be 1, 2, 3 or 4, got {self.solver_order}")
 
     @property
     def order(self) -> int:
         """Order of the endpoint: more slopes lower the error, but the first step knows one."""
-        order = min(self.solver_order, 2) + self.corrector
+        order = min(self.solver_order, 2) + (self.corrector is not False)
         return min(order, 2) if self.lower_order_final else order
 
     @property
     def _form(self) -> str:
-        return "data" if self.noisy else self.form or "velocity"
+        return "data" if self.noisy else self.form
 
     def plan(self, times: Tensor) -> list[Step]:  # noqa: D102
-        if self.form is None:
-            few = len(times) - 1 <= FEW_STEPS
-            return replace(self, form="data" if few else "velocity").plan(times)
+        chosen = next(row for most, row in BY_STEPS.items() if len(times) - 1 <= most)
+        if left_open := {k: v for k, v in chosen.items() if getattr(self, k) is None}:
+            return replace(self, **left_open).plan(times)
         return super().plan(times)
 
     def slope(self, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
