@@ -5,7 +5,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 
@@ -399,3 +405,26 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path, kind):
 def test_what_cannot_be_drawn_is_refused(kind, kwargs, message, request):
     with pytest.raises(ValueError, match=message):
         request.getfixturevalue(kind)(**kwargs)
+
+
+# --- diffusers' own schedulers -------------------------------------------------------------------
+
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "error"),
+    [
+        (FlowMatchEulerDiscreteScheduler(), 0.1),
+        (FlowMatchHeunDiscreteScheduler(), 0.02),
+        (UniPCMultistepScheduler(**FLOW), 0.02),
+        (DPMSolverMultistepScheduler(**FLOW), 0.02),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_flow_prediction_runs_under_diffusers_own_schedulers(scheduler, error):
+    ours = make_pipe("guided", prediction_type="flow_prediction")
+    expected = draw(ours, [0, 2], num_inference_steps=40, guidance_scale=2.0)
+    ours.scheduler = scheduler
+    found = draw(ours, [0, 2], num_inference_steps=40, guidance_scale=2.0)
+    assert (found - expected).norm() < error * expected.norm()

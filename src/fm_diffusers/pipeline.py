@@ -12,6 +12,7 @@ matter of the scheduler's configuration::
     sde = pipe(class_labels=[3, 7]).images
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,9 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
 
     Args:
         unet: the network, fed samples and `timesteps`; images are scaled to [-1, 1].
-        scheduler: says what the network predicts on which path, and how to sample it.
+        scheduler: says what the network predicts on which path, and how to sample it; or one of
+            diffusers', for a network that predicts what it expects (`flow_prediction` on the
+            linear path for its flow schedulers).
         null_label: the class label that stands for "no class", the last of the network's; needed
             for classifier-free guidance. None for networks trained without it.
 
@@ -66,6 +69,11 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
         if self.config.null_label is not None:
             return self.config.null_label
         return self.unet.config.num_class_embeds or 0
+
+    @property
+    def init_noise_sigma(self) -> float | Tensor:
+        """Standard deviation of the noise to start from; 1 for diffusers' flow schedulers."""
+        return getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def check_inputs(
         self,
@@ -147,7 +155,7 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
             if height is None:
                 raise ValueError("the network has no sample_size: pass latents of the wanted size")
             latents = randn_tensor(shape, generator=generator, device=self._execution_device)
-            return latents * self.scheduler.init_noise_sigma
+            return latents * self.init_noise_sigma
         if latents.ndim != 4 or latents.shape[:2] != shape[:2]:
             raise ValueError(
                 f"latents must have the shape {shape}, got {tuple(latents.shape)}: they are the "
@@ -162,7 +170,9 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
         """Return what the network predicts, guided; `labels` are those of `encode_labels`."""
         guide = guidance_scale != 1
         model_input = torch.cat([latents] * 2) if guide else latents
-        model_input = self.scheduler.scale_model_input(model_input, t).to(self.unet.dtype)
+        if hasattr(self.scheduler, "scale_model_input"):  # diffusers' flow schedulers have none
+            model_input = self.scheduler.scale_model_input(model_input, t)
+        model_input = model_input.to(self.unet.dtype)
         output = self.unet(model_input, t, labels, return_dict=False)[0].to(latents.dtype)
         return torch.lerp(*output.chunk(2), guidance_scale) if guide else output
 
@@ -177,7 +187,7 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
         """Return the network as a field of parts of a batch, and standard normal noise."""
         if noise is None:
             drawn = self.prepare_latents(num_samples, generator, None)
-            noise = drawn / self.scheduler.init_noise_sigma
+            noise = drawn / self.init_noise_sigma
         else:
             noise = self.prepare_latents(len(noise), None, noise)
         labels = class_labels or list(range(self.num_classes)) or None
@@ -253,12 +263,12 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
         self.scheduler.set_timesteps(steps, device=self._execution_device, **grid)
         latents = self.prepare_latents(batch_size, generator, latents)
 
+        takes_noise = "generator" in inspect.signature(self.scheduler.step).parameters
+        noise = {"generator": generator} if takes_noise else {}
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress_bar:
             for i, t in enumerate(self.scheduler.timesteps):
                 output = self.predict(latents, t, label_input, guidance_scale)
-                latents = self.scheduler.step(
-                    output, t, latents, generator=generator, return_dict=False
-                )[0]
+                latents = self.scheduler.step(output, t, latents, return_dict=False, **noise)[0]
                 if callback_on_step_end is not None:
                     latents = callback_on_step_end(self, i, t, {"latents": latents}).get(
                         "latents", latents
