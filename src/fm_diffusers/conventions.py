@@ -54,7 +54,7 @@ TIME_CONVENTIONS: dict[str, Convention] = {
         time_of_sigma=lambda path, n, sigma: 1 - sigma,
     ),
     "index": Convention(
-        timestep=lambda path, n, t: n * (1 - t) - 1,
+        timestep=lambda path, n, t: n - 1 - n * t,
         time=lambda path, n, timestep: 1 - (timestep + 1) / n,
         sigma=lambda path, n, t: 1 - t,
         time_of_sigma=lambda path, n, sigma: 1 - sigma,

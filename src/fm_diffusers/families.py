@@ -119,11 +119,14 @@ def _flow(config: Config) -> Config:
     inverted = config.get("invert_sigmas", False)
     kind = config.get("prediction_type", "flow_prediction")
     euler = "flow_shift" not in config and "solver_order" not in config
+    # where log-SNR, on which it extrapolates, is still finite
+    unipc = {"first": 1 - 1e-6, "last": 1 / config.get("num_train_timesteps", 1000)}
     return {
         "path": "linear",
         "prediction_type": "velocity" if inverted else kind,
         "time_convention": "ascending" if inverted else "descending",
         "grid": "flow_match" if euler else "flow_multistep",
+        "grid_kwargs": unipc if "predict_x0" in config else None,
         "shift": config.get("flow_shift") or config.get("shift") or 1.0,
     }
 
@@ -144,6 +147,8 @@ def _table(config: Config) -> Config:
         "timestep_spacing": config.get("timestep_spacing") or spacing,
         "t_max": None if last == "zero" else 1 - 1 / count,
         "shift": 1.0,
+        # CogVideoX's schedulers are told to clip by default, and never do
+        "clip_sample": config.get("clip_sample", False) and "snr_shift_scale" not in config,
     }
 
 

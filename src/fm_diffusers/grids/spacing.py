@@ -51,10 +51,15 @@ def flow_multistep(
     t_min: float = 0.0,
     t_max: float = 1.0,
     num_train_timesteps: int = 1000,
+    first: float | None = None,
+    last: float = 0.0,
 ) -> Tensor:
-    """Return `n` equal steps of sigma from `1 - 1/num_train_timesteps` to 0."""
-    first = 1 - 1 / num_train_timesteps
-    return _times(path, torch.linspace(first, 0, n + 1, dtype=torch.float64)[:-1], t_max)
+    """Return `n` equal steps of sigma from `first`, else `1 - 1/num_train_timesteps`, to `last`.
+
+    DPM-Solver's are the default; UniPC's go from just below 1 to `1/num_train_timesteps`.
+    """
+    first = 1 - 1 / num_train_timesteps if first is None else first
+    return _times(path, torch.linspace(first, last, n + 1, dtype=torch.float64)[:-1], t_max)
 
 
 def ddim(

@@ -1,0 +1,195 @@
+"""Every scheduler of diffusers is of a known family, or refused; ours goes back to them."""
+
+import json
+
+import diffusers
+import pytest
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from swapping import assert_same, sample, timeless
+
+from fm_diffusers import GaussianFlowScheduler
+
+UNKNOWN = "cannot be told from .*: pass path and prediction_type"
+TABLE = """CogVideoXDDIM CogVideoXDPM DDIM DDIMInverse DDIMParallel DDPM DDPMParallel DEISMultistep
+    DPMSolverMultistep DPMSolverMultistepInverse DPMSolverSinglestep EulerAncestralDiscrete
+    EulerDiscrete HeunDiscrete KDPM2AncestralDiscrete KDPM2Discrete LCM LMSDiscrete PNDM RePaint
+    SASolver TCD UnCLIP UniPCMultistep"""
+#: Every scheduler of diffusers: its family, or what the error says; in memory, and from JSON,
+#: which has the name of the class.
+CLASSES = {
+    **dict.fromkeys(TABLE.split(), ("discrete",) * 2),
+    **dict.fromkeys(["EDMEuler", "EDMDPMSolverMultistep"], ("cosine",) * 2),
+    **{f"FlowMatch{name}": ("linear",) * 2 for name in ("EulerDiscrete", "HeunDiscrete", "LCM")},
+    "FlowMapEulerDiscrete": ("linear", "maps between two times"),  # in memory FlowMatchHeun
+    "LTXEulerAncestralRF": (UNKNOWN, "linear"),
+    "MiniMaxH3": (UNKNOWN, "predicts z - eps"),
+    "IPNDM": (UNKNOWN, "none of DDPM's"),
+    **dict.fromkeys("Amused BlockRefinement DiscreteDDIM EntropyBound".split(), (UNKNOWN,) * 2),
+    "RFD4Proteina": (UNKNOWN,) * 2,
+    "CMStochasticIterative": ("consistency model",) * 2,
+    "DDPMWuerstchen": ("a ratio from 0 to 1",) * 2,
+    "Helios": ("pyramid",) * 2,
+    "HeliosDMD": ("pyramid",) * 2,
+    "KarrasVe": ("sigma itself",) * 2,
+    "Piflow": ("a policy",) * 2,
+    "SCM": ("trigonometric time",) * 2,
+    "ScoreSdeVe": ("a time of its own",) * 2,
+    "VQDiffusion": ("its data is discrete",) * 2,
+}
+REQUIRED = {
+    "Amused": {"mask_token_id": 1},
+    "VQDiffusion": {"num_vec_classes": 4},
+    "RFD4Proteina": {"schedule_mode": "log", "noise_mode": "tan", "tsr_k": 1.0, "tsr_sigma": 1.0},
+}
+
+
+def test_every_scheduler_of_diffusers_is_in_the_table():
+    found = (getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Scheduler"))
+    found = {cls.__name__ for cls in found if issubclass(cls, SchedulerMixin)}
+    torchsde = {"CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler"}
+    assert found - torchsde == {f"{name}Scheduler" for name in CLASSES}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_family_of_every_scheduler_of_diffusers(name, convert):
+    source = getattr(diffusers, f"{name}Scheduler")(**REQUIRED.get(name, {}))
+    expected = CLASSES[name][convert.way == "json"]
+    if expected in ("linear", "discrete", "cosine"):
+        assert convert(source).config.path == expected
+    else:
+        with pytest.raises(ValueError, match=expected):
+            convert(source)
+
+
+#: Stable Audio's; its class needs torchsde, and its network is fed arctan(sigma).
+COSINE = {"sigma_data": 1.0, "sigma_min": 0.3, "sigma_max": 500, "solver_order": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_train_timesteps": 1000}, UNKNOWN),
+        ({"shift": 3.0}, UNKNOWN),  # all that is in MiniMaxH3's, whose sign is the other
+        ({"num_train_timesteps": 1000, "shift": 3.0, "beta_start": 0.1}, UNKNOWN),
+        (COSINE, UNKNOWN),
+        (COSINE | {"_class_name": "CosineDPMSolverMultistepScheduler"}, "arctangent"),
+        ({"sigma_data": 0.5, "prediction_type": "v_prediction"}, "wrap the network"),
+    ],
+)
+def test_ambiguous_configurations_are_refused_and_no_sign_is_guessed(config, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianFlowScheduler.from_config(config)
+
+
+def test_what_the_user_says_tells_the_family():
+    for given in (
+        {"path": "linear", "prediction_type": "flow_prediction"},
+        {"use_flow_sigmas": True},
+        {"prediction_type": "flow_prediction"},
+    ):
+        ours = GaussianFlowScheduler.from_config({"shift": 3.0}, **given)
+        kept = ours.config.path, ours.config.prediction_type, ours.config.shift
+        assert kept == ("linear", "flow_prediction", 3.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (  # Stable Diffusion 1.5's file does not say what the network predicts
+            {
+                "_class_name": "PNDMScheduler",
+                "beta_end": 0.012,
+                "beta_schedule": "scaled_linear",
+                "beta_start": 0.00085,
+                "set_alpha_to_one": False,
+                "skip_prk_steps": True,
+                "steps_offset": 1,
+                "clip_sample": False,
+            },
+            {"prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 1},
+        ),
+        ({"_class_name": "EulerDiscreteScheduler"}, {"timestep_spacing": "linspace"}),
+        ({"_class_name": "DDIMScheduler"}, {"timestep_spacing": "leading", "clip_sample": True}),
+        ({"_class_name": "UniPCMultistepScheduler"}, {"grid": "multistep", "beta_end": 0.02}),
+        ({"_class_name": "HeunDiscreteScheduler"}, {"beta_end": 0.012, "beta_start": 0.00085}),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            {"prediction_type": "flow_prediction"},
+        ),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, {"shift": 1.0, "path": "linear"}),
+    ],
+)
+def test_what_a_file_does_not_say_is_the_default_of_its_class(config, expected, tmp_path):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    ours = GaussianFlowScheduler.from_pretrained(tmp_path, solver="ddim")
+    assert {name: ours.config[name] for name in expected} == expected
+    if "skip_prk_steps" in config:
+        assert_same(ours, diffusers.DDIMScheduler.from_pretrained(tmp_path), num_inference_steps=9)
+
+
+# --- and back ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("name", ["DDIM", "DDPM", "DPMSolverMultistep", "UniPCMultistep"])
+def test_a_table_of_ours_samples_equally_under_theirs(name, kind, convert):
+    solver, diffusion, grid, spacing = {
+        "DDIM": ("ddim", None, "ddim", "trailing"),
+        "DDPM": ("ddim", "memoryless", "ddim", "leading"),
+        "DPMSolverMultistep": ("dpm_solver++", None, "multistep", "linspace"),
+        "UniPCMultistep": ("unipc", None, "multistep", "linspace"),
+    }[name]
+    ours = GaussianFlowScheduler(
+        path="discrete",
+        prediction_type=kind,
+        time_convention="index",
+        solver=solver,
+        diffusion=diffusion,
+        grid=grid,
+        timestep_spacing=spacing,
+        beta_schedule="scaled_linear",
+    )
+    theirs = convert(ours, getattr(diffusers, f"{name}Scheduler"))
+    seed = 0 if diffusion else None
+    assert_same(ours, theirs, seed=seed, num_inference_steps=20)
+    assert_same(convert(theirs), ours, rtol=1e-9, seed=seed, num_inference_steps=20)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "unipc", "dpm_solver++"])
+def test_a_flow_model_of_ours_samples_equally_under_theirs(solver, convert):
+    name, given, kwargs = {
+        "euler": ("FlowMatchEulerDiscrete", {}, {"grid": "flow_match"}),
+        "heun": ("FlowMatchHeunDiscrete", {}, {"grid": "flow_match"}),
+        "unipc": ("UniPCMultistep", {"use_flow_sigmas": True}, {}),
+        "dpm_solver++": (
+            "DPMSolverMultistep",
+            {"use_flow_sigmas": True},
+            {"grid": "flow_multistep"},
+        ),
+    }[solver]
+    ours = GaussianFlowScheduler(prediction_type="flow_prediction", solver=solver, **kwargs)
+    theirs = convert(ours, getattr(diffusers, f"{name}Scheduler"), **given)
+    theirs.set_timesteps(20)
+    if solver == "heun":  # theirs takes an Euler step at the end: compare the samples before it
+        grid = {"timesteps": theirs.timesteps[::2]}
+    elif solver == "euler":
+        grid = {"num_inference_steps": 20}
+    else:
+        grid = {"sigmas": theirs.sigmas[:-1]}
+    y = sample(theirs, net=timeless, num_inference_steps=20)
+    x = sample(ours, net=timeless, **grid)
+    assert (x - y).norm() < (1e-2 if solver == "heun" else 1e-5) * y.norm()
+
+
+def test_a_sign_that_theirs_do_not_know_is_refused_there_and_not_lost(convert):
+    theirs = convert(GaussianFlowScheduler(), diffusers.DDIMScheduler)
+    with pytest.raises(ValueError, match="prediction_type given as velocity"):
+        sample(theirs, num_inference_steps=3)
+    assert convert(theirs).config.prediction_type == "velocity"
+
+
+def test_by_way_of_another_scheduler_ours_comes_back_as_it_was():
+    ours = GaussianFlowScheduler(diffusion="memoryless", shift=2.0, path="cosine")
+    for other in (cls for cls in ours.compatibles if "dummy" not in cls.__module__):
+        back = GaussianFlowScheduler.from_config(other.from_config(ours.config).config)
+        assert {name: back.config[name] for name in ours.config} == dict(ours.config), other
