@@ -13,7 +13,7 @@ FLOORS = [
     {"families", "stepping", "hub"},
     {"timetable"},
     {"scheduler"},
-    {"calibration", "pipeline"},
+    {"adapters", "calibration", "pipeline"},
 ]
 
 

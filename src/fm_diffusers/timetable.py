@@ -17,7 +17,7 @@ from torch import Tensor
 from fm_diffusers.conventions import Convention, get_convention
 from fm_diffusers.diffusions import Diffusion, get_diffusion
 from fm_diffusers.grids import GRIDS, default_parameters, respace, warp
-from fm_diffusers.paths import Discrete, GaussianPath
+from fm_diffusers.paths import Discrete, GaussianPath, as_time
 from fm_diffusers.solvers import SOLVERS, Calibrated, Solver, Step
 from fm_diffusers.stepping import Stepping
 from fm_diffusers.tables import make
@@ -185,7 +185,13 @@ class Timetable(Stepping):
         """
         like_ddim = self.config.solver == self.config.grid == "ddim"
         if not (own and like_ddim and self.config.diffusion is None):
-            return solver.plan(torch.cat([starts, starts.new_tensor([last])]))
+            times = torch.cat([starts, starts.new_tensor([last])])
+            plan = solver.plan(times)
+            if self.to_timestep(as_time(plan[-1].t)).isfinite():
+                return plan
+            # a network that is fed ln(sigma) is not asked about sigma = 0: on to the data
+            final = SOLVERS["ddim"](**self._model, diffusion=solver.diffusion).plan(times[-2:])
+            return (solver.plan(times[:-1]) if len(starts) > 1 else []) + final
         count = self.config.num_train_timesteps
         stops = starts + (count // len(starts)) / count
         stops = torch.where(stops > 1 - 0.5 / count, last, stops)
