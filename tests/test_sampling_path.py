@@ -31,7 +31,7 @@ def start(scheduler):
 
 @pytest.mark.parametrize("sampling_path", PATHS)
 @pytest.mark.parametrize(("path", "prediction"), TRAINED)
-@pytest.mark.parametrize("solver", ["predictor_corrector", "ddim", "unipc"])
+@pytest.mark.parametrize("solver", ["predictor_corrector", "ddim"])
 def test_the_ode_ends_at_the_same_data_along_every_path(path, prediction, sampling_path, solver):
     ends = []
     # between SNRs that all paths have
@@ -54,7 +54,7 @@ def test_the_ode_ends_at_the_same_data_along_every_path(path, prediction, sampli
 @pytest.mark.parametrize("sampling_path", PATHS)
 @pytest.mark.parametrize(("path", "prediction"), TRAINED)
 @pytest.mark.parametrize("diffusion", [None, "memoryless"])
-@pytest.mark.parametrize("solver", ["predictor_corrector", "heun", "euler"])
+@pytest.mark.parametrize("solver", ["predictor_corrector", "heun"])
 def test_samples_are_finite_from_end_to_end(path, prediction, sampling_path, diffusion, solver):
     scheduler = GaussianFlowScheduler(
         path=path,
@@ -63,11 +63,9 @@ def test_samples_are_finite_from_end_to_end(path, prediction, sampling_path, dif
         diffusion=diffusion,
         solver=solver,
     )
-    for steps in (1, 3):
-        scheduler.set_timesteps(steps)
-        x = scheduler.init_noise_sigma * NOISE
-        x = loop(scheduler, x, torch.Generator().manual_seed(1))
-        assert x.isfinite().all()
+    scheduler.set_timesteps(2)
+    x = scheduler.init_noise_sigma * NOISE
+    assert loop(scheduler, x, torch.Generator().manual_seed(1)).isfinite().all()
 
 
 def test_noise_is_added_on_the_path_of_the_samples():
