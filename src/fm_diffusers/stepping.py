@@ -89,7 +89,7 @@ class Stepping:
         # on the CPU, so that reading them never waits for an accelerator
         self._index = self._first = torch.tensor(0)
         self._memory: tuple[Tensor, ...] = ()
-        self._kept: tuple[Tensor, int, Tensor] | None = None
+        self._kept: Kept | None = None
 
     def _begin(self, timestep: float | Tensor) -> None:
         index, starts = self._begin_index, self._starts
@@ -183,14 +183,29 @@ class Stepping:
     def _keep(self, given: Tensor, exact: Tensor) -> None:
         """Remember the float32 value of a sample that is handed out in a lower precision."""
         if given is not exact and not torch.compiler.is_compiling() and not given.is_inference():
-            self._kept = given, given._version, exact
+            self._kept = Kept(given, exact)
 
     def _exact(self, sample: Tensor) -> Tensor:
         """Return the float32 value of a sample that was handed out and not changed since."""
-        if self._kept is None:
-            return sample
-        given, version, exact = self._kept
-        return exact if sample is given and sample._version == version else sample
+        return sample if self._kept is None else self._kept.value(sample)
+
+
+class Kept:
+    """The float32 value of a sample that was handed out; copies of a loop go on from it too."""
+
+    def __init__(self, given: Tensor, exact: Tensor) -> None:
+        self.given, self.version, self.exact = given, given._version, exact
+
+    def value(self, sample: Tensor) -> Tensor:
+        """Return the exact value of the sample if it is the one handed out, unchanged."""
+        same = sample is self.given and sample._version == self.version
+        return self.exact if same else sample
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Kept":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Kept, (self.given, self.value(self.given))
 
 
 def dynamic_threshold(original: Tensor, ratio: float, most: float) -> Tensor:
