@@ -286,8 +286,10 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
             return_dict: whether to return a `GaussianFlowSchedulerOutput` or a tuple.
             **kwargs: what diffusers' pipelines pass to other schedulers, not used, but for
                 `per_token_timesteps`, shape `(batch, tokens)`: the same for each token, with a
-                `flow_prediction` of the opposite sign, as LTX passes it; and
-                `use_clipped_model_output`, whether DDIM computes the noise from clipped data.
+                `flow_prediction` of the opposite sign, as LTX passes it;
+                `use_clipped_model_output`, whether DDIM computes the noise from clipped data; and
+                `pred_original_sample`, the data prediction to step with instead of the one that
+                follows from `model_output`, as Cosmos passes it.
 
         Raises:
             ValueError: before `set_timesteps`, past the last timestep, or for unequal shapes.
@@ -319,23 +321,23 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
                 self._begin(timestep)
             # DDIM keeps its noise prediction where its data prediction is clipped
             unclipped = self.config.solver == "ddim" and self.config.diffusion is None
-            keep_noise = unclipped and not kwargs.get("use_clipped_model_output")
+            known = kwargs.get("pred_original_sample")
+            known = None if known is None else known.to(dtype)
+            keep_noise = unclipped and known is None and not kwargs.get("use_clipped_model_output")
             advance = self._advance_traced if torch.compiler.is_compiling() else self._advance
-            moved, original = advance(x, q, generator or self._generator, keep_noise)
+            moved, original = advance(x, q, generator or self._generator, keep_noise, known)
         self._index = self._index + 1
         x, original = moved.to(out_dtype), original.to(out_dtype)
         self._keep(x, moved)
         return GaussianFlowSchedulerOutput(x, original) if return_dict else (x, original)
 
-    @property
-    def _is_bounded(self) -> bool:
-        return self.config.clip_sample or self.config.thresholding
-
     def _bounded(self, original: Tensor) -> Tensor:
         c = self.config
         if c.thresholding:
             return dynamic_threshold(original, c.dynamic_thresholding_ratio, c.sample_max_value)
-        return original.clamp(-c.clip_sample_range, c.clip_sample_range)
+        if c.clip_sample:
+            return original.clamp(-c.clip_sample_range, c.clip_sample_range)
+        return original
 
     # --- training --------------------------------------------------------------------------------
 

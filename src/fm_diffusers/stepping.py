@@ -49,6 +49,8 @@ class Stepping:
 
     @_step_index.setter
     def _step_index(self, index: int) -> None:
+        if index == int(self._index) - 1:  # the last step is taken back, to be taken again
+            self._memory = self._memory_before
         self._index = torch.tensor(index)
 
     @property
@@ -89,6 +91,7 @@ class Stepping:
         # on the CPU, so that reading them never waits for an accelerator
         self._index = self._first = torch.tensor(0)
         self._memory: tuple[Tensor, ...] = ()
+        self._memory_before = self._memory
         self._kept: Kept | None = None
 
     def _begin(self, timestep: float | Tensor) -> None:
@@ -111,9 +114,17 @@ class Stepping:
     # --- from one place to the next --------------------------------------------------------------
 
     def _advance(
-        self, x: Tensor, q: Tensor, generator: Generators | None, keep_noise: bool
+        self,
+        x: Tensor,
+        q: Tensor,
+        generator: Generators | None,
+        keep_noise: bool,
+        known: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the next sample and the data prediction, by the weights of the plan."""
+        """Return the next sample and the data prediction, by the weights of the plan.
+
+        A `known` data prediction goes before the one that follows from the model output `q`.
+        """
         index, past = int(self._index), int(self._index - self._first)
         if index >= len(self._plan):
             raise ValueError(
@@ -123,28 +134,32 @@ class Stepping:
         if step.std:
             noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         *weights, alpha = self._to_sample[index]
-        original = combine(weights, (x, q))
-        if self._is_bounded:
-            bounded = self._bounded(original)
-            x = torch.add(x, bounded - original, alpha=alpha) if keep_noise else x
-            original = bounded
+        seen = combine(weights, (x, q))
+        original = self._bounded(seen if known is None else known)
+        if original is not seen:
+            x = torch.add(x, original - seen, alpha=alpha) if keep_noise else x
             q = (original - weights[0] * x) / weights[1] if weights[1] else q
+        self._memory_before = self._memory
         x, self._memory = update(step, self._memory[:past], x, q, noise, self._memory_size)
         return x, original
 
     def _advance_traced(
-        self, x: Tensor, q: Tensor, generator: Generators | None, keep_noise: bool
+        self,
+        x: Tensor,
+        q: Tensor,
+        generator: Generators | None,
+        keep_noise: bool,
+        known: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Do the same with weights as tensors: one graph for the steps of a compiled loop."""
         depth = self._table.shape[1]
         past = (self._index - self._first).clamp(max=depth - 1)
         row = self._table.flatten(0, 1).index_select(0, (self._index * depth + past).reshape(1))
         a, b, z_x, z_q, alpha, std, c, *w = row[0].unbind()
-        original = z_x * x + z_q * q
-        if self._is_bounded:
-            bounded = self._bounded(original)
-            x = x + alpha * (bounded - original) if keep_noise else x
-            original = bounded
+        seen = z_x * x + z_q * q
+        original = self._bounded(seen if known is None else known)
+        if original is not seen:
+            x = x + alpha * (original - seen) if keep_noise else x
             q = torch.where(z_q == 0, q, (original - z_x * x) / z_q)
         k = a * x + b * q
         missing = range(self._memory_size - len(self._memory))
@@ -155,7 +170,7 @@ class Stepping:
         if any(step.std for step in self._plan):
             shape = {"device": x.device, "dtype": x.dtype}
             moved = moved + std * randn_tensor(x.shape, generator=generator, **shape)
-        self._memory = slopes[: self._memory_size]
+        self._memory_before, self._memory = self._memory, slopes[: self._memory_size]
         return moved, original
 
     def _advance_each(self, x: Tensor, q: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,10 +189,8 @@ class Stepping:
         self._memory = ()
         return moved.to(x.dtype), (z_x * x + z_q * q).to(x.dtype)
 
-    _is_bounded = False
-
     def _bounded(self, original: Tensor) -> Tensor:
-        """Return the data prediction within its bounds."""
+        """Return the data prediction within its bounds, itself if it has none."""
         raise NotImplementedError
 
     def _keep(self, given: Tensor, exact: Tensor) -> None:
