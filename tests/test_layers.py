@@ -13,7 +13,7 @@ FLOORS = [
     {"families", "stepping", "hub"},
     {"timetable"},
     {"scheduler"},
-    {"adapters", "calibration", "pipeline"},
+    {"adapters", "calibration", "flow_prediction", "pipeline"},
 ]
 
 
