@@ -8,9 +8,10 @@ from scipy import stats
 
 from fm_diffusers.grids import GRIDS, default_parameters
 from fm_diffusers.paths import PATHS, Cosine, Linear
+from fm_diffusers.timetable import CONFIGURED
 
-# the others are those of diffusers, tested against it in test_families.py
-OWN = [name for name in GRIDS if name not in ("flow_match", "flow_multistep", "ddim", "multistep")]
+# the others are those of diffusers, tested against it in test_parity.py
+OWN = [name for name in GRIDS if name not in CONFIGURED]
 
 #: Paths from pure noise to pure data: on those a grid's log-SNRs agree, the ends included.
 WHOLE = ["linear", "cosine", "polynomial"]

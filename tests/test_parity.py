@@ -54,6 +54,7 @@ MULTISTEP = {
 ORDERS = [("dpm_solver++", 1), ("dpm_solver++", 2), ("unipc", 1), ("unipc", 2), ("unipc", 3)]
 USE_FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 MODELS = [{"timestep_spacing": spacing} for spacing in SPACINGS]
+MODELS += [{f"use_{kind}_sigmas": True} for kind in ("karras", "exponential", "beta")]
 MODELS += [{"flow_shift": shift, **USE_FLOW} for shift in (1.0, 3.0)]
 
 
@@ -64,10 +65,11 @@ def test_multistep_solvers_are_theirs(solver, order, model, n, convert):
     theirs = MULTISTEP[solver](solver_order=order, **model)
     last = {"lower_order_final": n < 15} if solver == "dpm_solver++" else {}
     ours = convert(theirs, solver=solver, solver_kwargs={"solver_order": order, **last})
-    # of a flow model they truncate the timesteps: a network that sees none makes them equal
-    net = timeless if "flow_shift" in model else network
+    # they round or truncate such timesteps: a network that sees none makes them equal
+    exact = "timestep_spacing" in model
+    net = network if exact else timeless
     assert_same(ours, theirs, net=net, num_inference_steps=n)
-    assert (ours.timesteps - theirs.timesteps).abs().max() < (1 if "flow_shift" in model else 1e-9)
+    assert (ours.timesteps - theirs.timesteps).abs().max() <= (0 if exact else 1)
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -122,12 +124,20 @@ def test_other_tables_are_kept(convert):
     torch.testing.assert_close(ours.betas, prior.betas, rtol=1e-4, atol=1e-7)
 
 
-def test_ddim_is_euler_of_sdxl_whose_samples_are_divided_by_alpha(convert):
-    theirs = diffusers.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **SD)
-    theirs.set_timesteps(20)
-    y = sample(theirs, x=X * theirs.init_noise_sigma, num_inference_steps=20)
-    x = sample(convert(theirs, solver="ddim"), num_inference_steps=20)
+@pytest.mark.parametrize("respacing", [{}, {"use_karras_sigmas": True}], ids=str)
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_ddim_is_euler_of_sdxl_whose_samples_are_divided_by_alpha(spacing, respacing, convert):
+    theirs = diffusers.EulerDiscreteScheduler(
+        timestep_spacing=spacing, steps_offset=1, **SD, **respacing
+    )
+    ours = convert(theirs, solver="ddim")
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(20)
+    sigma = theirs.sigmas[0]
+    y = sample(theirs, x=X * sigma, num_inference_steps=20)
+    x = sample(ours, x=X * sigma / (sigma**2 + 1).sqrt(), num_inference_steps=20)
     assert (x - y).norm() < 1e-5 * y.norm()
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=1e-5, atol=0.05)
 
 
 LEVELED = [

@@ -132,9 +132,10 @@ def _flow(config: Config) -> Config:
 
 
 def _table(config: Config) -> Config:
-    multistep = "solver_order" in config
-    karras = config.get("final_sigmas_type") or "interpolation_type" in config
-    last = "zero" if config.get("set_alpha_to_one", True) or karras else "sigma_min"
+    multistep = bool({"solver_order", "predictor_order"} & set(config))
+    # Euler, Heun, LMS, KDPM2; EulerAncestral by what it lacks of DDIM, DDPM and PNDM
+    euler = "use_karras_sigmas" in config or not {"clip_sample", "set_alpha_to_one"} & set(config)
+    last = "zero" if config.get("set_alpha_to_one", True) or euler else "sigma_min"
     last = config.get("final_sigmas_type") or last
     count = config["num_train_timesteps"]
     # UnCLIP's configuration names neither betas nor where it stops
@@ -143,7 +144,7 @@ def _table(config: Config) -> Config:
         "path": "discrete",
         "prediction_type": config.get("prediction_type") or "epsilon",
         "time_convention": "index",
-        "grid": "multistep" if multistep else "ddim",
+        "grid": "multistep" if multistep else "euler_discrete" if euler else "ddim",
         "timestep_spacing": config.get("timestep_spacing") or spacing,
         "t_max": None if last == "zero" else 1 - 1 / count,
         "shift": 1.0,

@@ -30,7 +30,7 @@ INSIDE = 0.01
 LARGEST_RATIO = 4096.0
 
 #: Rows of PATHS and GRIDS whose parameters are keys of the configuration by diffusers' names.
-CONFIGURED = {"discrete", "flow_match", "flow_multistep", "ddim", "multistep"}
+CONFIGURED = {"discrete", "flow_match", "flow_multistep", "ddim", "euler_discrete", "multistep"}
 
 #: Ways to space noise levels anew, `use_..._sigmas` in a configuration.
 RESPACINGS = ("karras", "exponential", "beta")
@@ -181,9 +181,9 @@ class Timetable(Stepping):
 
         DDIM steps by `num_train_timesteps // n` whatever the spacing, so that its steps do not end
         where the next one starts if they are spaced by something else. `solver="ddim"` on
-        `grid="ddim"` does the same.
+        `grid="ddim"` as it is does the same.
         """
-        like_ddim = self.config.solver == self.config.grid == "ddim"
+        like_ddim = self.config.solver == self.config.grid == "ddim" and not self._warps
         if not (own and like_ddim and self.config.diffusion is None):
             times = torch.cat([starts, starts.new_tensor([last])])
             plan = solver.plan(times)
@@ -209,6 +209,12 @@ class Timetable(Stepping):
         share = (nodes - times[cell]) / (times[cell + 1] - times[cell])
         return torch.lerp(fed[cell], fed[cell + 1], share)
 
+    @property
+    def _warps(self) -> bool:
+        c = self.config
+        spaced = any(c[f"use_{kind}_sigmas"] for kind in RESPACINGS)
+        return bool(c.shift != 1 or c.use_dynamic_shifting or c.shift_terminal or spaced)
+
     def _warped(self, times: Tensor, mu: float | None) -> Tensor:
         """Return the times shifted, stretched and spaced as the configuration says."""
         c, shift = self.config, self.config.shift
@@ -226,7 +232,9 @@ class Timetable(Stepping):
             return times
         table = isinstance(self.path, Discrete)
         if table:
-            ends = torch.tensor([0.0, 1 - 1 / c.num_train_timesteps], dtype=torch.float64)
+            whole = torch.tensor([0.0, 1 - 1 / c.num_train_timesteps], dtype=torch.float64)
+            # Euler respaces between the ends of its grid, all others between those of the table
+            ends = times[[0, -1]] if c.grid == "euler_discrete" else whole
             ends = torch.exp(-self.sampling_path.log_snr(ends)).clamp(max=LARGEST_RATIO)
         else:
             ends = self._noise(times[[0, -1]])

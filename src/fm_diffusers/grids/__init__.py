@@ -16,7 +16,15 @@ from fm_diffusers.grids.continuous import (
     shifted,
     uniform,
 )
-from fm_diffusers.grids.spacing import ddim, flow_match, flow_multistep, multistep, respace, warp
+from fm_diffusers.grids.spacing import (
+    ddim,
+    euler_discrete,
+    flow_match,
+    flow_multistep,
+    multistep,
+    respace,
+    warp,
+)
 
 #: The default grid: `logistic`, with these parameters for the ODE by the number of steps up to
 #: which they hold, and for SDEs. Measured (`benchmarks/`): few steps must not be spent on the last
@@ -52,6 +60,7 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
     "flow_match": flow_match,
     "flow_multistep": flow_multistep,
     "ddim": ddim,
+    "euler_discrete": euler_discrete,
     "multistep": multistep,
 }
 
@@ -60,6 +69,7 @@ __all__ = [
     "beta",
     "ddim",
     "default_parameters",
+    "euler_discrete",
     "exponential",
     "flow_match",
     "flow_multistep",

@@ -5,8 +5,9 @@ The noise level here is :math:`\sigma = \beta/(\alpha + \beta)`, which on the li
 
 - Flow models: `flow_match` is `FlowMatchEulerDiscreteScheduler`'s grid, `flow_multistep` that of
   `UniPCMultistepScheduler` and `DPMSolverMultistepScheduler`, both before `warp`.
-- DDPM tables: `ddim` and `multistep` are the integer timesteps of DDIM, DDPM, PNDM, Euler and of
-  DPM-Solver, UniPC, DEIS, which lay out one step more and leave out the last.
+- DDPM tables: `ddim` and `multistep` are the integer timesteps of DDIM, DDPM, PNDM and of
+  DPM-Solver, UniPC, DEIS, which lay out one step more and leave out the last; `euler_discrete` are
+  those of Euler, Heun, LMS and KDPM2, whose linspace is not rounded.
 
 References: Esser et al., https://arxiv.org/abs/2403.03206 (shift); Lin et al.,
 https://arxiv.org/abs/2305.08891 (leading, trailing, linspace); Karras et al.,
@@ -77,6 +78,22 @@ def ddim(
         ValueError: for an unknown spacing, or more steps than timesteps.
     """
     indices = _indices(n, num_train_timesteps, timestep_spacing, steps_offset)
+    return torch.cat([1 - (indices + 1) / num_train_timesteps, indices.new_tensor([t_max])])
+
+
+def euler_discrete(
+    n: int,
+    path: GaussianPath,
+    t_min: float = 0.0,
+    t_max: float = 1.0,
+    num_train_timesteps: int = 1000,
+    timestep_spacing: str = "linspace",
+    steps_offset: int = 0,
+) -> Tensor:
+    """Return the times of Euler's timesteps of a table; see `ddim`."""
+    if timestep_spacing != "linspace":
+        return ddim(n, path, t_min, t_max, num_train_timesteps, timestep_spacing, steps_offset)
+    indices = torch.linspace(num_train_timesteps - 1, 0, n, dtype=torch.float64)
     return torch.cat([1 - (indices + 1) / num_train_timesteps, indices.new_tensor([t_max])])
 
 
