@@ -91,8 +91,8 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         trained_betas: the table itself.
         rescale_betas_zero_snr: whether no data is left at its last step.
         snr_shift_scale: divisor of its signal-to-noise ratios.
-        timestep_spacing: where `grid="ddim"` or `"multistep"` stops: `leading`, `trailing` or
-            `linspace`.
+        timestep_spacing: where `grid="ddim"`, `"euler_discrete"` or `"multistep"` stops:
+            `leading`, `trailing` or `linspace`.
         steps_offset: added to the leading timesteps.
         variance_type: `learned` and `learned_range` networks return a variance beside the
             prediction, which is not used.
@@ -103,7 +103,7 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         sample_max_value: its largest value.
 
     Example:
-        >>> scheduler = GaussianFlowScheduler(solver="heun")
+        >>> scheduler = GaussianFlowScheduler(solver="heun", grid="uniform")
         >>> scheduler.set_timesteps(2)
         >>> scheduler.timesteps
         tensor([1000.,  500.,  500.,    0.])
@@ -272,8 +272,10 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
     ) -> GaussianFlowSchedulerOutput | tuple[Tensor, Tensor]:
         """Take one model output and return the sample at which the model is asked next.
 
-        Computed in float32 or better. A sample that was handed out in a lower precision and comes
-        back as it was goes on from its float32 value.
+        Computed in float32 or better, and returned in the wider of the two dtypes: pipelines that
+        start in float32 cast for their network at every step, and stay in float32. A sample that
+        was handed out in a lower precision and comes back as it was goes on from its float32
+        value.
 
         Args:
             model_output: what the network predicted, shape `(batch, ...)`.
