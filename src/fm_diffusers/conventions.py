@@ -9,7 +9,8 @@ name          timestep                            sigma            whose
 `descending`  :math:`N (1 - t)`                   :math:`1 - t`    diffusers' flow models, ours
 `ascending`   :math:`N t`                         :math:`t`        Mochi; with N = 1 SiT, Meta's
                                                                    flow_matching and torchcfm
-`index`       :math:`N (1 - t) - 1`               :math:`1 - t`    DDPM tables: step i of N
+`index`       :math:`N (1 - t) - 1`               :math:`\beta/   DDPM tables: step i of N
+                                                  \alpha`
 `log_sigma`   :math:`\ln(\beta/\alpha)/4`         :math:`\beta/   EDM, Stable Video Diffusion
                                                   \alpha`
 ============  ==================================  ===============  ==============================
@@ -39,6 +40,10 @@ def _ratio(path: GaussianPath, n: int, t: Tensor) -> Tensor:
     return torch.exp(-path.log_snr(t))
 
 
+def _time_of_ratio(path: GaussianPath, n: int, sigma: Tensor) -> Tensor:
+    return path.time(-torch.log(sigma))
+
+
 #: The conventions by their names in a saved configuration.
 TIME_CONVENTIONS: dict[str, Convention] = {
     "descending": Convention(
@@ -56,14 +61,14 @@ TIME_CONVENTIONS: dict[str, Convention] = {
     "index": Convention(
         timestep=lambda path, n, t: n - 1 - n * t,
         time=lambda path, n, timestep: 1 - (timestep + 1) / n,
-        sigma=lambda path, n, t: 1 - t,
-        time_of_sigma=lambda path, n, sigma: 1 - sigma,
+        sigma=_ratio,
+        time_of_sigma=_time_of_ratio,
     ),
     "log_sigma": Convention(
         timestep=lambda path, n, t: -path.log_snr(t) / 4,
         time=lambda path, n, timestep: path.time(-4 * timestep),
         sigma=_ratio,
-        time_of_sigma=lambda path, n, sigma: path.time(-torch.log(sigma)),
+        time_of_sigma=_time_of_ratio,
     ),
 }
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from fm_diffusers.conventions import get_convention
 from fm_diffusers.families import translate
 from fm_diffusers.grids import warp
-from fm_diffusers.paths import PATHS, Discrete, GaussianPath
+from fm_diffusers.paths import PATHS, Discrete, GaussianPath, Linear
 from fm_diffusers.predictions import check_prediction, target
 from fm_diffusers.stepping import Generators, dynamic_threshold
 from fm_diffusers.timetable import RESPACINGS, Timetable
@@ -175,19 +175,33 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         if sampling_path is not None:
             self.sampling_path = self._make("path", PATHS, sampling_path, sampling_path_kwargs)
         self.order = self._solver().evaluations
-        self._grid(num_inference_steps=2, first=0.0, last=1.0)  # raises now, not when sampling
-        if isinstance(self.path, Discrete):
-            self.betas, self.alphas_cumprod = (
-                table.float() for table in (self.path.betas, self.path.alphas_cumprod)
-            )
+        self._grid(2, 0.0, 1.0, Linear())  # raises now, not when sampling
+        self.betas, self.alphas_cumprod = self._tables()
         times = torch.arange(num_train_timesteps, dtype=torch.float64) / num_train_timesteps
         if shift != 1 and not use_dynamic_shifting:
             times = self._time_of_noise(warp(self._noise(times), shift))
         self.timesteps = self.to_timestep(times).float()
-        self.sigmas = self._sigmas(times).float()
+        if isinstance(self.path, Discrete):  # also one whose length no sampling could use
+            self.sigmas = (1 / self.alphas_cumprod - 1).sqrt().flip(0)
+        else:
+            self.sigmas = self._sigmas(times).float()
         self.num_inference_steps: int | None = None
         self._generator: Generators | None = None
         self._take([], self._solver(), 1.0)
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        r"""Return `betas` and `alphas_cumprod`, :math:`\alpha^2/(\alpha^2 + \beta^2)` by timestep.
+
+        Of a path that is not a table they are those of the table with its signal-to-noise ratios,
+        as diffusers' training utilities read them.
+        """
+        if isinstance(self.path, Discrete):
+            return self.path.betas.float(), self.path.alphas_cumprod.float()
+        t = torch.arange(self.config.num_train_timesteps - 1, -1, -1, dtype=torch.float64)
+        if self.config.time_convention == "descending":
+            t = t + 1
+        bar = torch.sigmoid(2 * self.path.log_snr(t / self.config.num_train_timesteps))
+        return (1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])).float(), bar.float()
 
     def _keep_defaults(self) -> None:
         """Let schedulers made from `config` take its defaults too, as they do from a saved one.
@@ -279,9 +293,10 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
 
         Args:
             model_output: what the network predicted, shape `(batch, ...)`.
-            timestep: the current one of `timesteps`; it decides where a loop begins. With one for
-                each sample, shape `(batch,)`, each takes a first-order step of the ODE from its
-                own to the next of the grid.
+            timestep: the current one of `timesteps`; it decides where a loop begins, the first
+                and, after the last timestep, a new one. With one for each sample, shape
+                `(batch,)`, each takes a first-order step of the ODE from its own to the next of
+                the grid.
             sample: the current sample.
             generator: of the noise of an SDE, or one for each sample; without it that of
                 `set_generator`.
@@ -294,7 +309,7 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
                 follows from `model_output`, as Cosmos passes it.
 
         Raises:
-            ValueError: before `set_timesteps`, past the last timestep, or for unequal shapes.
+            ValueError: before `set_timesteps`, or for unequal shapes.
         """
         if (self.config.variance_type or "").startswith("learned"):
             model_output = model_output[:, : sample.shape[1]]
@@ -319,7 +334,7 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
             times = times.reshape(*times.shape, *[1] * (x.ndim - times.ndim))
             moved, original = self._advance_each(x, q, times)
         else:
-            if not self._begun:
+            if not self._begun or self._is_done():
                 self._begin(timestep)
             # DDIM keeps its noise prediction where its data prediction is clipped
             unclipped = self.config.solver == "ddim" and self.config.diffusion is None

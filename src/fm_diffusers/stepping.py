@@ -94,6 +94,10 @@ class Stepping:
         self._memory_before = self._memory
         self._kept: Kept | None = None
 
+    def _is_done(self) -> bool:
+        """Whether the loop is over; a compiled one is trusted to stop by itself."""
+        return not torch.compiler.is_compiling() and int(self._index) >= len(self._plan)
+
     def _begin(self, timestep: float | Tensor) -> None:
         index, starts = self._begin_index, self._starts
         if index is not None and index not in starts:
@@ -126,10 +130,6 @@ class Stepping:
         A `known` data prediction goes before the one that follows from the model output `q`.
         """
         index, past = int(self._index), int(self._index - self._first)
-        if index >= len(self._plan):
-            raise ValueError(
-                f"all {len(self._plan)} timesteps are done: call set_timesteps to sample again"
-            )
         step, noise = self._plan[index], None
         if step.std:
             noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -140,7 +140,8 @@ class Stepping:
             x = torch.add(x, original - seen, alpha=alpha) if keep_noise else x
             q = (original - weights[0] * x) / weights[1] if weights[1] else q
         self._memory_before = self._memory
-        x, self._memory = update(step, self._memory[:past], x, q, noise, self._memory_size)
+        memory = tuple(_copied(slope, x) for slope in self._memory[:past])
+        x, self._memory = update(step, memory, x, q, noise, self._memory_size)
         return x, original
 
     def _advance_traced(
@@ -229,6 +230,12 @@ def dynamic_threshold(original: Tensor, ratio: float, most: float) -> Tensor:
     size = torch.quantile(original.abs().flatten(1).float(), ratio, dim=1).clamp(1, most)
     size = size.to(original.dtype).reshape(-1, *[1] * (original.ndim - 1))
     return original.clamp(-size, size) / size
+
+
+def _copied(slope: Tensor, x: Tensor) -> Tensor:
+    """Return the past of the samples for each copy of them, of which Cosmos makes two to ask."""
+    copies = len(x) // len(slope)
+    return slope if copies == 1 else slope.repeat(copies, *[1] * (x.ndim - 1))
 
 
 def _is_element(timestep: float | Tensor, timesteps: Tensor) -> bool:

@@ -99,11 +99,11 @@ class Timetable(Stepping):
         name, parameters = self.config.solver, self.config.solver_kwargs
         return make("solver", SOLVERS, name, parameters, **self._model, diffusion=self.diffusion)
 
-    def _grid(self, num_inference_steps: int, first: float, last: float) -> Tensor:
-        given = {"n": num_inference_steps, "path": self.sampling_path}
+    def _grid(self, n: int, first: float, last: float, path: GaussianPath) -> Tensor:
+        given = {"n": n, "path": path}
         name, parameters = self.config.grid, self.config.grid_kwargs
         if name is None:
-            chosen = default_parameters(num_inference_steps, self._solver().noisy)
+            chosen = default_parameters(n, self._solver().noisy)
             name, parameters = "logistic", chosen | (parameters or {})
         return self._make("grid", GRIDS, name, parameters, **given, t_min=first, t_max=last)
 
@@ -121,9 +121,10 @@ class Timetable(Stepping):
             num_inference_steps: number of intervals; each costs `order` model evaluations, one
                 where the model's prediction type is singular at the interval's end.
             device: where `timesteps` live.
-            sigmas: noise levels `1 - t` (`beta/alpha` where the network is fed its logarithm) at
-                which the intervals start, descending; they are shifted and spaced as the
-                configuration says, and the end of the grid is added.
+            sigmas: noise levels `1 - t` (`beta/alpha` for a table and where the network is fed its
+                logarithm) at which the intervals start, descending; they are shifted and spaced
+                as the configuration says, and the end of the grid is added. A last one of 0, as
+                in `AysSchedules`, is this end.
             mu: the shift, where `use_dynamic_shifting` is on; else not used.
             timesteps: the starts on the scale of the network, as they are. Beside `sigmas` they
                 are what the network is fed there.
@@ -134,6 +135,8 @@ class Timetable(Stepping):
         """
         solver, fed = self._solver(), None
         last = self.ends(solver)[1]
+        if sigmas is not None and len(sigmas) > 1 and sigmas[-1] == 0 and timesteps is None:
+            sigmas = sigmas[:-1]
         given = timesteps if sigmas is None else sigmas
         if given is not None and num_inference_steps not in (None, len(given)):
             raise ValueError(
@@ -156,7 +159,8 @@ class Timetable(Stepping):
                 " or give sigmas or timesteps"
             )
         else:
-            starts = self._warped(self._grid(num_inference_steps, *self.ends(solver))[:-1], mu)
+            starts = self._grid(num_inference_steps, *self.ends(solver), self.sampling_path)
+            starts = self._warped(starts[:-1], mu)
         if (
             given is not None
             and not (torch.cat([starts, starts.new_tensor([last])]).diff() > 0).all()

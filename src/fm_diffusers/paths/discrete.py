@@ -82,12 +82,6 @@ class Discrete(GaussianPath):
                 f"unknown beta_schedule {self.beta_schedule!r}: choose one of {names}, or give "
                 "trained_betas"
             )
-        count = self.num_train_timesteps
-        if self.trained_betas is not None and len(self.trained_betas) != count:
-            raise ValueError(
-                f"trained_betas must have num_train_timesteps = {count} entries, "
-                f"got {len(self.trained_betas)}"
-            )
         if not ((self._table > 0) & (self._table < 1)).all():
             raise ValueError("every beta must be between 0 and 1, exclusively")
 
@@ -119,7 +113,16 @@ class Discrete(GaussianPath):
 
     @cached_property
     def _angles(self) -> Tensor:
-        """The angles at equally spaced times from t = 0 to 1."""
+        """The angles at equally spaced times from t = 0 to 1.
+
+        Raises:
+            ValueError: if a table of another length was given.
+        """
+        if len(self._table) != self.num_train_timesteps:
+            raise ValueError(
+                f"trained_betas must have num_train_timesteps = {self.num_train_timesteps} "
+                f"entries, got {len(self._table)}"
+            )
         bar = self.alphas_cumprod
         angles = torch.atan2(bar.sqrt(), (1 - bar).sqrt()).flip(0)
         return torch.cat([angles, angles.new_tensor([math.pi / 2])])
