@@ -6,6 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers import AysSchedules
 from tiny_pipelines import PIPELINES, build
 
 from fm_diffusers import GaussianFlowScheduler
@@ -112,6 +113,23 @@ def test_the_noise_of_an_sde_is_that_of_set_generator(name):
     first = sde(0)
     assert torch.equal(sde(0), first)
     assert distance(first, sde(1)) > 0.05
+
+
+def test_published_sigmas_mean_the_same():
+    pipe, arguments = build("svd")
+    sigmas = AysSchedules["StableDiffusionVideoSigmas"]  # end with 0, which is no start of a step
+    arguments = arguments | {"sigmas": sigmas, "num_inference_steps": None}
+    assert distance(draw(pipe, arguments), draw(pipe, arguments, solver="ddim")) < 1e-4
+
+
+def test_sigmas_of_tables_are_theirs():
+    theirs = build("sdxl")[0].scheduler
+    ours = GaussianFlowScheduler.from_config(theirs.config)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(7)
+    torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=1e-4, atol=1e-6)
+    ours.set_timesteps(sigmas=theirs.sigmas.tolist())
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("solver", ["predictor_corrector", "heun", "unipc"])

@@ -1,6 +1,20 @@
 """Flow models of pictures in the table of `tiny_pipelines`."""
 
-from tiny_inputs import WIDTH, Row, dynamic, flow, half, make, picture, size, static, text
+import torch
+from tiny_inputs import (
+    SIZE,
+    WIDTH,
+    Row,
+    dynamic,
+    flow,
+    half,
+    make,
+    noise,
+    picture,
+    size,
+    static,
+    text,
+)
 from tiny_networks import vae
 
 FLUX = {
@@ -47,8 +61,8 @@ def sd3(**kwargs):
     return {"transformer": transformer, "vae": vae(16, shift_factor=0.1)} | kwargs
 
 
-def sd3_controlnet():
-    return make("SD3ControlNetModel", **SD3)
+def sd3_controlnet(**kwargs):
+    return make("SD3ControlNetModel", **SD3, **kwargs)
 
 
 def wide(**kwargs):
@@ -113,5 +127,71 @@ FLOW = {
         "euler",
         flux,
         lambda: flux_text(image=picture(8), max_area=64, _auto_resize=False),
+    ),
+    "flux_control_img2img": Row(
+        "FluxControlImg2ImgPipeline",
+        dynamic,
+        "euler",
+        lambda: flux(32),
+        lambda: flux_text(image=picture(8), control_image=picture(8)),
+    ),
+    "flux_control_inpaint": Row(
+        "FluxControlInpaintPipeline",
+        dynamic,
+        "euler",
+        lambda: flux(32),
+        lambda: flux_text(image=picture(8), control_image=picture(8), mask_image=half(8)),
+    ),
+    "flux_controlnet_img2img": Row(
+        "FluxControlNetImg2ImgPipeline",
+        dynamic,
+        "euler",
+        lambda: flux() | {"controlnet": make("FluxControlNetModel", **FLUX | POOLED)},
+        lambda: flux_text(image=picture(8), control_image=picture(8)),
+    ),
+    "sd3_pag": Row(
+        "StableDiffusion3PAGPipeline",
+        static,
+        "euler",
+        lambda: sd3(pag_applied_layers="blocks.0"),
+        lambda: wide(pag_scale=2.0),
+    ),
+    "sd3_controlnet_inpaint": Row(
+        "StableDiffusion3ControlNetInpaintingPipeline",
+        static,
+        "euler",
+        lambda: sd3(controlnet=sd3_controlnet(extra_conditioning_channels=1)),
+        lambda: wide(
+            control_image=noise(1, 3, SIZE, SIZE), control_mask=torch.ones(1, 1, SIZE, SIZE)
+        ),
+    ),
+    "prx": Row(
+        "PRXPipeline",
+        static,
+        "euler",
+        lambda: {
+            "transformer": make(
+                "PRXTransformer2DModel",
+                in_channels=4,
+                context_in_dim=WIDTH,
+                hidden_size=16,
+                num_heads=2,
+                depth=1,
+                axes_dim=[4, 4],
+                bottleneck_size=8,
+            ),
+            "vae": vae(shift_factor=0.1),
+        },
+        lambda: text(mask=True) | size() | {"use_resolution_binning": False},
+    ),
+    "bria": Row(
+        "BriaPipeline",
+        static,
+        "euler",
+        lambda: {
+            "transformer": make("BriaTransformer2DModel", **FLUX),
+            "vae": vae(4, 4, shift_factor=0.0),
+        },
+        lambda: text() | size(32),
     ),
 }

@@ -32,7 +32,7 @@ def pndm():
 
 
 def euler():
-    return table("EulerDiscreteScheduler")
+    return table("EulerDiscreteScheduler", timestep_spacing="leading")
 
 
 STABLE_DIFFUSION = {
@@ -113,7 +113,7 @@ STABLE_DIFFUSION = {
         lambda: text() | size() | {"pag_scale": 2.0},
     ),
     "sdxl": Row(
-        "StableDiffusionXLPipeline", euler, None, sdxl, lambda: text(pooled=True) | size()
+        "StableDiffusionXLPipeline", euler, "ddim", sdxl, lambda: text(pooled=True) | size()
     ),
     "sdxl_end": Row(
         "StableDiffusionXLPipeline",
@@ -125,7 +125,7 @@ STABLE_DIFFUSION = {
     "sdxl_img2img": Row(
         "StableDiffusionXLImg2ImgPipeline",
         euler,
-        None,
+        "ddim",
         sdxl,
         lambda: text(pooled=True) | {"image": picture(), "strength": 0.6},
     ),
@@ -139,15 +139,53 @@ STABLE_DIFFUSION = {
     "sdxl_inpaint": Row(
         "StableDiffusionXLInpaintPipeline",
         euler,
-        None,
+        "ddim",
         sdxl,
         lambda: text(pooled=True) | size() | {"image": picture(), "mask_image": half()},
     ),
     "sdxl_controlnet": Row(
         "StableDiffusionXLControlNetPipeline",
         euler,
-        None,
+        "ddim",
         lambda: sdxl() | {"controlnet": controlnet(**SDXL)},
         lambda: text(pooled=True) | {"image": picture()},
+    ),
+    "sdxl_controlnet_img2img": Row(
+        "StableDiffusionXLControlNetImg2ImgPipeline",
+        table,
+        "ddim",
+        lambda: sdxl() | {"controlnet": controlnet(**SDXL)},
+        lambda: text(pooled=True) | {"image": picture(), "control_image": picture()},
+    ),
+    "sdxl_controlnet_inpaint": Row(
+        "StableDiffusionXLControlNetInpaintPipeline",
+        table,
+        "ddim",
+        lambda: sdxl() | {"controlnet": controlnet(**SDXL)},
+        lambda: (
+            text(pooled=True)
+            | {"image": picture(), "control_image": picture(), "mask_image": half()}
+        ),
+    ),
+    "sdxl_adapter": Row(
+        "StableDiffusionXLAdapterPipeline",
+        table,
+        "ddim",
+        lambda: sd(**SDXL, **LATE_DOWN) | {"adapter": adapter()},
+        lambda: text(pooled=True) | size() | {"image": picture()},
+    ),
+    "sdxl_pag": Row(
+        "StableDiffusionXLPAGPipeline",
+        table,
+        "ddim",
+        sdxl,
+        lambda: text(pooled=True) | size() | {"pag_scale": 2.0},
+    ),
+    "sdxl_pix2pix": Row(
+        "StableDiffusionXLInstructPix2PixPipeline",
+        table,
+        "ddim",
+        lambda: sdxl(8),
+        lambda: text(pooled=True) | size() | {"image": picture()},
     ),
 }
