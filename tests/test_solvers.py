@@ -427,3 +427,13 @@ def test_memoryless_steps_of_the_default_on_a_unit_gaussian():
         bias.append(abs(end.norm().item() - 1))
     assert bias[0] < 0.03 and bias[1] < 0.005 and bias[2] < 0.0006
     assert math.log2(bias[0] / bias[3]) / 3 > 1.8
+
+
+@pytest.mark.parametrize(("length", "slopes"), [(0.02, 2), (0.2, 1)])
+def test_slopes_are_not_extrapolated_over_a_step_much_longer_than_the_last(length, slopes):
+    times = torch.cat([torch.linspace(0, 0.5, 51), torch.tensor([0.5 + length])]).double()
+    last = Multistep(Linear()).plan(times)[-1].row(3)
+    assert sum(weight != 0 for weight in last[1:]) == slopes
+    # diffusers' methods take such steps, and are the same here
+    last = SOLVERS["dpm_solver++"](Linear()).plan(times)[-1].row(3)
+    assert sum(weight != 0 for weight in last[1:]) == 2

@@ -26,7 +26,8 @@ along: on the sample's new trajectory a past slope belongs to the signal-to-nois
 step that was noised.
 
 Where a polynomial lacks values (at the start, or where the variable is infinite) or must not use
-them (the last step in :math:`\log \rho`) its order falls by itself.
+them (the last step in :math:`\log \rho`, a step much longer than the one before) its order falls
+by itself.
 
 References: Lu et al., "DPM-Solver++", https://arxiv.org/abs/2211.01095; Zhao et al., "UniPC",
 https://arxiv.org/abs/2302.04867; Zhang, Chen, "Fast Sampling of Diffusion Models with Exponential
@@ -73,14 +74,20 @@ FORMS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "data": ("sample", lambda log_snr: torch.sigmoid(-log_snr)),
 }
 
-#: What a method does that leaves it open, by the number of steps up to which it holds. Measured on
-#: networks: corrections of very long steps overshoot, under guidance most of all, and so does the
-#: last of long steps.
+#: What a method does that leaves it open, by the number of steps up to which it holds; an SDE does
+#: as for many. Measured on networks: corrections of very long steps overshoot, under guidance most
+#: of all, and so does the last of long steps.
 BY_STEPS: dict[float, dict[str, bool]] = {
     6: {"corrector": False, "lower_order_final": False},
     12: {"corrector": True, "lower_order_final": True},
     math.inf: {"corrector": True, "lower_order_final": False},
 }
+
+#: How many times longer than the one before a step may be for slopes to be extrapolated over it.
+#: Our default grids stay below 1.7; diffusers' end on a long step (`shift_terminal`, karras), over
+#: which the differences of ever nearer slopes would be noise. Methods in log-SNR are exempt, as
+#: diffusers' own take such steps.
+LONGEST = 3.0
 
 #: How the line through two values is integrated: exactly, or by a rule for its slope that names
 #: diffusers' `solver_type`: half the step on the clock, or half the step in log-SNR.
@@ -133,7 +140,8 @@ class Multistep(Solver):
         return "data" if self.noisy else self.form
 
     def plan(self, times: Tensor) -> list[Step]:  # noqa: D102
-        chosen = next(row for most, row in BY_STEPS.items() if len(times) - 1 <= most)
+        count = math.inf if self.noisy else len(times) - 1
+        chosen = next(row for most, row in BY_STEPS.items() if count <= most)
         if left_open := {k: v for k, v in chosen.items() if getattr(self, k) is None}:
             return replace(self, **left_open).plan(times)
         return super().plan(times)
@@ -162,6 +170,10 @@ class Multistep(Solver):
         places = _history(log_snr, landing.shift, self.solver_order)
         allowed = _finite(VARIABLES[self.variable](places))
         allowed = torch.where(VARIABLES[self.variable](end).isfinite(), allowed, 1)
+        if self.solver_order > 1 and self.variable != "log_snr":
+            nodes = VARIABLES[self.variable](torch.cat([end[:, None], places[:, :2]], 1))
+            step, before = nodes.diff(dim=1).abs().unbind(1)
+            allowed = torch.where(step > LONGEST * before, 1, allowed)
         if self.lower_order_final:
             allowed = torch.minimum(allowed, torch.arange(len(t), 0, -1))
         rows, before = [], None
