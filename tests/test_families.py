@@ -1,9 +1,11 @@
 """Every scheduler of diffusers is of a known family, or refused; ours goes back to them."""
 
 import json
+import math
 
 import diffusers
 import pytest
+import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from swapping import assert_same, sample, timeless
 
@@ -61,8 +63,33 @@ def test_family_of_every_scheduler_of_diffusers(name, convert):
             convert(source)
 
 
-#: Stable Audio's; its class needs torchsde, and its network is fed arctan(sigma).
-COSINE = {"sigma_data": 1.0, "sigma_min": 0.3, "sigma_max": 500, "solver_order": 2}
+#: Stable Audio's in memory and as it is in a file; its class needs torchsde.
+COSINE = {"_class_name": "CosineDPMSolverMultistepScheduler"}
+COSINE_IN_MEMORY = {
+    "sigma_min": 0.3,
+    "sigma_max": 500,
+    "sigma_data": 1.0,
+    "sigma_schedule": "exponential",
+    "num_train_timesteps": 1000,
+    "solver_order": 2,
+    "prediction_type": "v_prediction",
+}
+
+
+@pytest.mark.parametrize("config", [COSINE, COSINE_IN_MEMORY], ids=["json", "memory"])
+def test_networks_that_are_fed_the_angle_of_sigma(config):
+    ours = GaussianFlowScheduler.from_config(config, solver="ddim")
+    ours.set_timesteps(6)
+    sigmas = torch.exp(torch.linspace(math.log(500), math.log(0.3), 6))
+    torch.testing.assert_close(ours.sigmas[:-1], sigmas, rtol=1e-4, atol=0)
+    torch.testing.assert_close(ours.timesteps, 2 / math.pi * torch.atan(sigmas), rtol=1e-5, atol=0)
+    assert math.isclose(ours.init_noise_sigma, math.hypot(1, 500), rel_tol=1e-6)
+    x, v = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    root = math.hypot(1, 500)
+    asked = ours.scale_model_input(x, ours.timesteps[0])
+    torch.testing.assert_close(asked, x / root, rtol=1e-4, atol=0)
+    _, data = ours.step(v, ours.timesteps[0], x, return_dict=False)
+    torch.testing.assert_close(data, x / root**2 - 500 / root * v, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +98,6 @@ COSINE = {"sigma_data": 1.0, "sigma_min": 0.3, "sigma_max": 500, "solver_order":
         ({"num_train_timesteps": 1000}, UNKNOWN),
         ({"shift": 3.0}, UNKNOWN),  # all that is in MiniMaxH3's, whose sign is the other
         ({"num_train_timesteps": 1000, "shift": 3.0, "beta_start": 0.1}, UNKNOWN),
-        (COSINE, UNKNOWN),
-        (COSINE | {"_class_name": "CosineDPMSolverMultistepScheduler"}, "arctangent"),
         ({"sigma_data": 0.5, "prediction_type": "v_prediction"}, "wrap the network"),
     ],
 )

@@ -13,9 +13,12 @@ name          timestep                            sigma            whose
                                                   \alpha`
 `log_sigma`   :math:`\ln(\beta/\alpha)/4`         :math:`\beta/   EDM, Stable Video Diffusion
                                                   \alpha`
+`angle`       :math:`2/\pi \arctan(\beta/\alpha)`  :math:`\beta/   Stable Audio
+                                                  \alpha`
 ============  ==================================  ===============  ==============================
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -67,6 +70,12 @@ TIME_CONVENTIONS: dict[str, Convention] = {
     "log_sigma": Convention(
         timestep=lambda path, n, t: -path.log_snr(t) / 4,
         time=lambda path, n, timestep: path.time(-4 * timestep),
+        sigma=_ratio,
+        time_of_sigma=_time_of_ratio,
+    ),
+    "angle": Convention(
+        timestep=lambda path, n, t: 2 / math.pi * torch.atan(_ratio(path, n, t)),
+        time=lambda path, n, timestep: _time_of_ratio(path, n, torch.tan(math.pi / 2 * timestep)),
         sigma=_ratio,
         time_of_sigma=_time_of_ratio,
     ),

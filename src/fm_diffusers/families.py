@@ -10,7 +10,7 @@ such: it follows from the family of the scheduler that the network was trained f
   `prediction_type`.
 - **EDM** (`EDMEuler`, `EDMDPMSolverMultistep`; `EulerDiscrete` with continuous timesteps): samples
   `z + sigma eps`, of which the network sees `x / sqrt(sigma^2 + sigma_data^2)`, fed
-  `log(sigma)/4`.
+  `log(sigma)/4`. (`CosineDPMSolver`, Stable Audio's: fed `arctan(sigma) 2/pi`.)
 
 Values that the source had by default are kept, from `_class_name` where the configuration itself
 lacks them. Where the family cannot be told, an error says what to pass; no sign is guessed.
@@ -35,11 +35,22 @@ SPECIAL: dict[str, tuple[str | None, str]] = {
     "Helios": ("stages", "its path is a pyramid of sizes"),
     "Piflow": ("num_policy_substeps", "its network predicts a policy"),
     "VQDiffusion": ("num_vec_classes", "its data is discrete"),
-    "CosineDPM": (None, "its network is fed the arctangent of sigma"),
     "ScoreSde": ("sampling_eps", "its network is fed a time of its own"),
     "KarrasVe": ("s_churn", "its network is fed sigma itself"),
     "Wuerstchen": ("scaler", "its network is fed a ratio from 0 to 1"),
     "IPNDM": (None, "its table is none of DDPM's"),
+}
+
+#: The defaults of a class that diffusers has only where torchsde is installed.
+COSINE = {
+    "sigma_min": 0.3,
+    "sigma_max": 500.0,
+    "sigma_data": 1.0,
+    "sigma_schedule": "exponential",
+    "num_train_timesteps": 1000,
+    "solver_order": 2,
+    "prediction_type": "v_prediction",
+    "rho": 7.0,
 }
 
 #: Keys by which a family is known.
@@ -98,9 +109,7 @@ def _family(config: Config, name: str) -> str | None:
         return "flow" if "FlowMatch" in name else "table"
     if flow != table:
         return "flow" if flow else "table"
-    # without algorithm_type a multistep one is CosineDPMSolver, fed something else
-    multistep, told = "solver_order" in config, "algorithm_type" in config
-    if config.get("sigma_data") and not flow and (told or not multistep):
+    if config.get("sigma_data") and not flow:
         return "edm"
     return None
 
@@ -108,7 +117,7 @@ def _family(config: Config, name: str) -> str | None:
 def _complete(config: Mapping[str, Any]) -> Config:
     """Return the configuration with the values that its scheduler has by default."""
     found = getattr(diffusers, str(config.get("_class_name")), None)
-    defaults = {}
+    defaults = COSINE if "CosineDPM" in str(config.get("_class_name")) else {}
     if isinstance(found, type) and issubclass(found, SchedulerMixin):
         parameters = inspect.signature(found.__init__).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -160,6 +169,8 @@ def _edm(config: Config) -> Config:
             f"a v_prediction of data with sigma_data={std} is not among our predictions: wrap the "
             'network to return minus its output and pass prediction_type="epsilon"'
         )
+    # CosineDPMSolver has several slopes like EDMDPMSolver, but not its choice of algorithms
+    angle = "solver_order" in config and "algorithm_type" not in config
     continuous = not config.get("sigma_data")
     low, high = config.get("sigma_min") or 0.002, config.get("sigma_max") or 80.0
     rho = {"rho": config.get("rho") or 7.0}
@@ -170,7 +181,7 @@ def _edm(config: Config) -> Config:
         "prediction_type": kind if continuous or kind != "epsilon" else "edm",
         "sampling_path": "noise_level",
         "sampling_path_kwargs": {"sigma_max": high},
-        "time_convention": "log_sigma",
+        "time_convention": "angle" if angle else "log_sigma",
         "grid": grid,
         "grid_kwargs": {"sigma_min": low, "sigma_max": high} | (rho if grid == "karras" else {}),
         "use_karras_sigmas": False,
