@@ -44,6 +44,9 @@ class SwapArguments:
     )
     dtype: str = "float32"
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "For pipelines that bring their code, ours among them."}
+    )
     seed: int = 0
     output: str = field(default="swap.png", metadata={"help": "The picture."})
 
@@ -77,7 +80,11 @@ def draw(pipe: DiffusionPipeline, steps: int, kwargs: dict[str, Any], seed: int)
 
 def main(args: SwapArguments) -> None:
     """Draw, and say where the picture is."""
-    pipe = DiffusionPipeline.from_pretrained(args.model, torch_dtype=getattr(torch, args.dtype))
+    pipe = DiffusionPipeline.from_pretrained(
+        args.model,
+        torch_dtype=getattr(torch, args.dtype),
+        trust_remote_code=args.trust_remote_code,
+    )
     pipe.to(args.device).set_progress_bar_config(disable=True)
     kwargs, steps = json.loads(args.call_kwargs), args.num_inference_steps
     pictures = [
@@ -85,10 +92,7 @@ def main(args: SwapArguments) -> None:
         for title, swapped in rows(pipe, args)
     ]
     height, width = pictures[0][1][0].shape[:2]
-    size = (
-        3 * len(steps) * max(1, width / height / 2),
-        3 * len(pictures) * min(1, 2 * height / width),
-    )
+    size = (1.4 * len(steps) * width / height, 1.9 * len(pictures))
     figure, axes = plt.subplots(
         len(pictures), len(steps), figsize=size, squeeze=False, layout="constrained"
     )

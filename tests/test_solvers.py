@@ -437,3 +437,21 @@ def test_slopes_are_not_extrapolated_over_a_step_much_longer_than_the_last(lengt
     # diffusers' methods take such steps, and are the same here
     last = SOLVERS["dpm_solver++"](Linear()).plan(times)[-1].row(3)
     assert sum(weight != 0 for weight in last[1:]) == 2
+
+
+def test_a_slope_with_hardly_any_noise_left_does_not_correct_a_long_step():
+    """The end of diffusers' FlowMatchEuler grid: sigma = ..., 0.1, 0.001, 0."""
+    inner = torch.linspace(0, 0.9, 10).double()
+    for last, corrected in ((0.95, True), (0.999, False)):
+        times = torch.cat([inner, torch.tensor([last, 1.0]).double()])
+        plain, full = (
+            Multistep(Linear(), corrector=corrector).plan(times)[-1].row(3)
+            for corrector in (False, True)
+        )
+        # a correction adds to the weights of past slopes
+        assert (not math.isclose(full[2], plain[2], abs_tol=1e-12)) == corrected
+    # the short last step is not the one at which the order falls
+    kinds = {"lower_order_final": True, "corrector": False}
+    times = torch.cat([inner, torch.tensor([0.999, 1.0]).double()])
+    before_last = Multistep(Linear(), **kinds).plan(times)[-2].row(3)
+    assert sum(weight != 0 for weight in before_last[1:]) == 1

@@ -83,10 +83,11 @@ BY_STEPS: dict[float, dict[str, bool]] = {
     math.inf: {"corrector": True, "lower_order_final": False},
 }
 
-#: How many times longer than the one before a step may be for slopes to be extrapolated over it.
-#: Our default grids stay below 1.7; diffusers' end on a long step (`shift_terminal`, karras), over
-#: which the differences of ever nearer slopes would be noise. Methods in log-SNR are exempt, as
-#: diffusers' own take such steps.
+#: How many times longer than the one before a step may be for slopes to be extrapolated over it,
+#: and how many times shorter for its slope to correct the one before: a velocity found where
+#: hardly any noise is left says little about a long step before. Our default grids stay well
+#: inside; diffusers' end on a long step (`shift_terminal`, karras) or a very short one
+#: (FlowMatchEuler's). Methods in log-SNR are exempt, as diffusers' own take such steps.
 LONGEST = 3.0
 
 #: How the line through two values is integrated: exactly, or by a rule for its slope that names
@@ -170,12 +171,12 @@ class Multistep(Solver):
         places = _history(log_snr, landing.shift, self.solver_order)
         allowed = _finite(VARIABLES[self.variable](places))
         allowed = torch.where(VARIABLES[self.variable](end).isfinite(), allowed, 1)
-        if self.solver_order > 1 and self.variable != "log_snr":
-            nodes = VARIABLES[self.variable](torch.cat([end[:, None], places[:, :2]], 1))
-            step, before = nodes.diff(dim=1).abs().unbind(1)
-            allowed = torch.where(step > LONGEST * before, 1, allowed)
+        growth = self._growth(log_snr, end, landing.shift)
+        allowed = torch.where(growth > LONGEST, 1, allowed)
         if self.lower_order_final:
-            allowed = torch.minimum(allowed, torch.arange(len(t), 0, -1))
+            # a last step that hardly moves the sample does not count
+            left = torch.arange(len(t), 0, -1) - int(growth[-1] < 1 / LONGEST)
+            allowed = torch.minimum(allowed, left.clamp(min=1))
         rows, before = [], None
         for past in range(self.solver_order + self.corrector):
             count = allowed.clamp(max=past + 1)
@@ -183,11 +184,22 @@ class Multistep(Solver):
             row = (landing.gain * size_end)[:, None] * predicted
             if self.corrector and before is not None:
                 change = self._correction(log_snr, places, *before)
-                change[torch.roll(landing.shift, 1) > 0] = 0
+                change[(torch.roll(landing.shift, 1) > 0) | (growth < 1 / LONGEST)] = 0
                 row = torch.nn.functional.pad(row, (0, 1)) + (factor * size)[:, None] * change
             rows.append(row[:, : past + 1])
             before = predicted, count
         return factor, rows
+
+    def _growth(self, log_snr: Tensor, end: Tensor, shift: Tensor) -> Tensor:
+        """Return how many times longer every step is than the one before, 1 in log-SNR."""
+        if self.variable == "log_snr":
+            return torch.ones_like(end)
+        places = _history(log_snr, shift, 2)
+        nodes = VARIABLES[self.variable](torch.cat([end[:, None], places], 1))
+        step, before = nodes.diff(dim=1).abs().unbind(1)
+        growth = step / before
+        growth[0] = 1
+        return growth
 
     def _correction(
         self, log_snr: Tensor, places: Tensor, predicted: Tensor, count: Tensor
