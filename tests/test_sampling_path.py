@@ -102,3 +102,10 @@ def untrained():
     from test_pipeline import make_unet
 
     return make_unet(num_class_embeds=4), GaussianFlowScheduler()
+
+
+def test_the_timesteps_of_a_table_are_asked_along_another_path():
+    table = {"path": "discrete", "prediction_type": "epsilon", "time_convention": "index"}
+    scheduler = GaussianFlowScheduler(**table, grid="ddim", sampling_path="linear")
+    scheduler.set_timesteps(4)
+    torch.testing.assert_close(scheduler.timesteps, torch.tensor([750.0, 500, 250, 0]))

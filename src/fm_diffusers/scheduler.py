@@ -325,11 +325,8 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         x, q = self._exact(sample).to(dtype), model_output.to(dtype)
         tokens = kwargs.get("per_token_timesteps")
         if tokens is not None or getattr(timestep, "ndim", 0) == 1 and len(timestep) > 1:
-            q = (
-                -q
-                if tokens is not None and self.config.prediction_type == "flow_prediction"
-                else q
-            )
+            if tokens is not None and self.config.prediction_type == "flow_prediction":
+                q = -q
             times = self.to_time((timestep if tokens is None else tokens).to(x.device, dtype))
             times = times.reshape(*times.shape, *[1] * (x.ndim - times.ndim))
             moved, original = self._advance_each(x, q, times)

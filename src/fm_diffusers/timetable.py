@@ -32,6 +32,9 @@ LARGEST_RATIO = 4096.0
 #: Rows of PATHS and GRIDS whose parameters are keys of the configuration by diffusers' names.
 CONFIGURED = {"discrete", "flow_match", "flow_multistep", "ddim", "euler_discrete", "multistep"}
 
+#: Rows of GRIDS whose times are those of a table.
+ON_TABLES = {"ddim", "euler_discrete", "multistep"}
+
 #: Ways to space noise levels anew, `use_..._sigmas` in a configuration.
 RESPACINGS = ("karras", "exponential", "beta")
 
@@ -133,8 +136,6 @@ class Timetable(Stepping):
             ValueError: if nothing says where to go, `mu` is missing, or the model says nothing at
                 one of the times.
         """
-        solver, fed = self._solver(), None
-        last = self.ends(solver)[1]
         if sigmas is not None and len(sigmas) > 1 and sigmas[-1] == 0 and timesteps is None:
             sigmas = sigmas[:-1]
         given = timesteps if sigmas is None else sigmas
@@ -143,42 +144,58 @@ class Timetable(Stepping):
                 f"num_inference_steps={num_inference_steps} contradicts {len(given)} sigmas or "
                 "timesteps: leave it out"
             )
-        if sigmas is not None:
-            levels = torch.as_tensor(sigmas, dtype=torch.float64).reshape(-1).cpu()
-            n = self.config.num_train_timesteps
-            starts = self._convention.time_of_sigma(self.sampling_path, n, levels)
-            starts, fed = self._warped(starts, mu), timesteps
-        elif timesteps is not None:
-            starts = torch.as_tensor(timesteps, dtype=torch.float64).reshape(-1).cpu()
-            starts = self.to_time(starts)
-        elif (found := self._calibrated(num_inference_steps)) is not None:
-            solver, starts = found[0], found[1][:-1]
-        elif not isinstance(num_inference_steps, int) or num_inference_steps < 1:
-            raise ValueError(
-                f"num_inference_steps must be an integer of at least 1, got {num_inference_steps};"
-                " or give sigmas or timesteps"
-            )
+        if given is None:
+            solver, starts = self._laid_out(num_inference_steps, mu)
         else:
-            starts = self._grid(num_inference_steps, *self.ends(solver), self.sampling_path)
-            starts = self._warped(starts[:-1], mu)
-        if (
-            given is not None
-            and not (torch.cat([starts, starts.new_tensor([last])]).diff() > 0).all()
-        ):
+            solver, starts = self._solver(), self._as_given(sigmas, mu, timesteps)
+        # the times that float32 timesteps stand for, so that model and solver agree on them
+        fed_to = self.to_time(self.to_timestep(starts).float().double())
+        starts = torch.where((starts >= 0) & (starts <= 1), fed_to.clamp(0, 1), fed_to)
+        self.num_inference_steps, last = len(starts), self.ends(solver)[1]
+        nodes = self._take(self._planned(solver, starts, last, given is None), solver, last)
+        self.timesteps = self.to_timestep(nodes[:-1]).to(device, torch.float32)
+        if sigmas is not None and timesteps is not None:
+            self.timesteps = self._between(starts, timesteps, last).to(device, torch.float32)
+        self.sigmas = self._sigmas(nodes).to(device, torch.float32)
+
+    def _laid_out(self, n: int | None, mu: float | None) -> tuple[Solver, Tensor]:
+        """Return the solver and where `n` steps start, as calibrated or as the grid says."""
+        if (found := self._calibrated(n)) is not None:
+            return found[0], found[1][:-1]
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(
+                f"num_inference_steps must be an integer of at least 1, got {n}; or give sigmas "
+                "or timesteps"
+            )
+        solver = self._solver()
+        starts = self._grid(n, *self.ends(solver), self.sampling_path)[:-1]
+        if self.sampling_path is not self.path and self.config.grid in ON_TABLES:
+            starts = self.sampling_path.time(self.path.log_snr(starts))
+        return solver, self._warped(starts, mu)
+
+    def _as_given(
+        self,
+        sigmas: Sequence[float] | Tensor | None,
+        mu: float | None,
+        timesteps: Sequence[float] | Tensor | None,
+    ) -> Tensor:
+        """Return where steps start by the user's sigmas, or else timesteps."""
+        given = timesteps if sigmas is None else sigmas
+        values = torch.as_tensor(given, dtype=torch.float64).reshape(-1).cpu()
+        if sigmas is None:
+            starts = self.to_time(values)
+        else:
+            n = self.config.num_train_timesteps
+            starts = self._convention.time_of_sigma(self.sampling_path, n, values)
+            starts = self._warped(starts, mu)
+        last = self.ends(self._solver())[1]
+        if not (torch.cat([starts, starts.new_tensor([last])]).diff() > 0).all():
             raise ValueError(
                 "sigmas or timesteps must descend strictly and stop before the end of the "
                 f"grid, {self.to_timestep(torch.tensor(last)):g} as a timestep, which is added to "
                 f"them; got {list(given)}"
             )
-        # the times that float32 timesteps stand for, so that model and solver agree on them
-        fed_to = self.to_time(self.to_timestep(starts).float().double())
-        starts = torch.where((starts >= 0) & (starts <= 1), fed_to.clamp(0, 1), fed_to)
-        self.num_inference_steps = len(starts)
-        nodes = self._take(self._planned(solver, starts, last, given is None), solver, last)
-        self.timesteps = self.to_timestep(nodes[:-1]).to(device, torch.float32)
-        if fed is not None:
-            self.timesteps = self._between(starts, fed, last).to(device, torch.float32)
-        self.sigmas = self._sigmas(nodes).to(device, torch.float32)
+        return starts
 
     def _planned(self, solver: Solver, starts: Tensor, last: float, own: bool) -> list[Step]:
         """Return the plan through times that start the intervals and the last time.
