@@ -34,7 +34,7 @@ ORDERS = {
     "exponential_multistep": 2,
     "dpm_solver++": 2,
     "unipc": 2,
-    "predictor_corrector": 3,
+    "predictor_corrector": 2,
     "euler_maruyama": 1,
     "stochastic_heun": 2,
 }

@@ -32,7 +32,7 @@ from fm_diffusers.grids.spacing import (
 ODE_PARAMETERS = {
     6: {"shift": 1.25, "scale": 1.0},
     12: {"scale": 1.1},
-    math.inf: {"scale": 1.2},
+    math.inf: {"scale": 1.4},
 }
 SDE_PARAMETERS = {"shift": 0.7, "scale": 1.2}
 

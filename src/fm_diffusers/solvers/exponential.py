@@ -74,14 +74,14 @@ FORMS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "data": ("sample", lambda log_snr: torch.sigmoid(-log_snr)),
 }
 
-#: What a method does that leaves it open, by the number of steps up to which it holds; an SDE does
-#: as for many. Measured on networks: corrections of very long steps overshoot, under guidance most
-#: of all, and so does the last of long steps.
+#: What a method does that leaves it open: by the number of steps up to which it holds, and on an
+#: SDE. Measured on networks: corrections of very long steps overshoot, under guidance most of all,
+#: and so does the last step.
 BY_STEPS: dict[float, dict[str, bool]] = {
     6: {"corrector": False, "lower_order_final": False},
-    12: {"corrector": True, "lower_order_final": True},
-    math.inf: {"corrector": True, "lower_order_final": False},
+    math.inf: {"corrector": True, "lower_order_final": True},
 }
+ON_SDES = {"corrector": True, "lower_order_final": False}
 
 #: How many times longer than the one before a step may be for slopes to be extrapolated over it,
 #: and how many times shorter for its slope to correct the one before: a velocity found where
@@ -134,15 +134,15 @@ class Multistep(Solver):
     def order(self) -> int:
         """Order of the endpoint: more slopes lower the error, but the first step knows one."""
         order = min(self.solver_order, 2) + (self.corrector is not False)
-        return min(order, 2) if self.lower_order_final else order
+        return order if self.lower_order_final is False else min(order, 2)
 
     @property
     def _form(self) -> str:
         return "data" if self.noisy else self.form
 
     def plan(self, times: Tensor) -> list[Step]:  # noqa: D102
-        count = math.inf if self.noisy else len(times) - 1
-        chosen = next(row for most, row in BY_STEPS.items() if count <= most)
+        chosen = next(row for most, row in BY_STEPS.items() if len(times) - 1 <= most)
+        chosen = ON_SDES if self.noisy else chosen
         if left_open := {k: v for k, v in chosen.items() if getattr(self, k) is None}:
             return replace(self, **left_open).plan(times)
         return super().plan(times)
