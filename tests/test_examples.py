@@ -51,3 +51,22 @@ def test_pictures_show_both_processes(examples, untrained, tmp_path):
     for name in ("ode_and_sde.png", "trajectories.png"):
         picture = Image.open(tmp_path / name).convert("L")
         assert len(set(picture.resize((64, 64)).tobytes())) > 50  # neither blank nor flat
+
+
+def test_a_pipeline_is_drawn_before_and_after_the_swap(examples, tmp_path):
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    unet = UNet2DModel(8, 1, 1, block_out_channels=[8], norm_num_groups=4, **blocks)
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
+    swap, file = examples("swap_scheduler"), tmp_path / "swap.png"
+    swap.main(
+        swap.SwapArguments(
+            str(tmp_path),
+            call_kwargs='{"batch_size": 2}',
+            num_inference_steps=[2, 3],
+            output=str(file),
+        )
+    )
+    assert len(set(Image.open(file).convert("L").resize((64, 64)).tobytes())) > 20
