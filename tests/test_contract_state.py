@@ -125,3 +125,25 @@ def test_a_compiled_loop_of_a_bounded_table_has_two_graphs(solver):
             y = plain.step(network(y, t), t, y, return_dict=False)[0]
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
     assert counter.frame_count == 2
+
+
+def test_the_place_can_be_written():
+    def run(write, timesteps):
+        ours = swap(FLOW)
+        ours.set_timesteps(6)
+        write(ours)
+        x = X
+        for t in ours.timesteps[timesteps]:
+            x = ours.step(network(x, t), t, x).prev_sample
+        return x, ours
+
+    expected, _ = run(lambda ours: ours.set_begin_index(2), slice(2, None))
+    for name in ("step_index", "_step_index", "begin_index"):
+        found, ours = run(lambda ours, name=name: setattr(ours, name, 2), slice(2, None))
+        assert torch.equal(found, expected)
+        assert ours.step_index == 6
+    # None begins anew, at the timestep that comes
+    ours.step_index = ours.begin_index = None
+    assert ours.step_index is None
+    ours.step(X, ours.timesteps[3], X)
+    assert ours.step_index == 4

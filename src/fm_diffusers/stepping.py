@@ -40,23 +40,34 @@ class Stepping:
 
     @property
     def step_index(self) -> int | None:
-        """Index of the next `step` in `timesteps`; None before the first."""
+        """Index of the next `step` in `timesteps`; None before the first. It can be set."""
         return self._step_index
+
+    @step_index.setter
+    def step_index(self, index: int | None) -> None:
+        self._step_index = index
 
     @property
     def _step_index(self) -> int | None:
         return int(self._index) if self._begun else None
 
     @_step_index.setter
-    def _step_index(self, index: int) -> None:
-        if index == int(self._index) - 1:  # the last step is taken back, to be taken again
+    def _step_index(self, index: int | None) -> None:
+        place = self._step_index
+        if index is None or place is None or index not in (place, place - 1):
+            self._first = torch.tensor(index or 0)  # what is remembered lies elsewhere
+        elif index == place - 1:  # the last step is taken back, to be taken again
             self._memory = self._memory_before
-        self._index = torch.tensor(index)
+        self._index, self._begun = torch.tensor(index or 0), index is not None
 
     @property
     def begin_index(self) -> int | None:
         """Index at which the loop begins, as set by `set_begin_index`."""
         return self._begin_index
+
+    @begin_index.setter
+    def begin_index(self, index: int | None) -> None:
+        self._reset(index)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the loop at `timesteps[begin_index]`, which must be the start of an interval."""
