@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from peers import (
+from foreign_networks import (
     CLASSES,
     COEFFICIENTS,
     MEANS,
