@@ -25,6 +25,7 @@ from scipy import special
 from torch import Tensor
 
 from fm_diffusers.paths import GaussianPath
+from fm_diffusers.paths.base import check_positive
 
 Function = Callable[[Tensor], Tensor]
 
@@ -56,7 +57,7 @@ def logistic(
     Raises:
         ValueError: if `shift` or `scale` is not positive.
     """
-    _check_positive(shift=shift, scale=scale)
+    check_positive(shift=shift, scale=scale)
     offset = math.log(shift)
     return _equal_steps(
         n,
@@ -78,7 +79,7 @@ def shifted(
     Raises:
         ValueError: if `shift` is not positive.
     """
-    _check_positive(shift=shift)
+    check_positive(shift=shift)
     return logistic(n, path, t_min, t_max, shift, scale=1.0)
 
 
@@ -95,7 +96,7 @@ def logit_normal(
     Raises:
         ValueError: if `std` is not positive.
     """
-    _check_positive(std=std)
+    check_positive(std=std)
     return _equal_steps(
         n,
         path,
@@ -132,7 +133,7 @@ def karras(
     Raises:
         ValueError: if `rho` is not positive.
     """
-    _check_positive(rho=rho)
+    check_positive(rho=rho)
     return _cut_steps(
         n,
         path,
@@ -177,7 +178,7 @@ def beta(
     Raises:
         ValueError: if `alpha` or `beta` is not positive.
     """
-    _check_positive(alpha=alpha, beta=beta)
+    check_positive(alpha=alpha, beta=beta)
     return _equal_steps(
         n,
         path,
@@ -197,7 +198,7 @@ def polynomial(
     Raises:
         ValueError: if `power` is not positive.
     """
-    _check_positive(power=power)
+    check_positive(power=power)
     return _equal_steps(
         n,
         path,
@@ -205,12 +206,6 @@ def polynomial(
         lambda log_snr: 1 - torch.sigmoid(-log_snr) ** (1 / power),
         lambda g: -torch.logit((1 - g) ** power),
     )
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def _equal_steps(

@@ -19,6 +19,7 @@ https://arxiv.org/abs/2303.08797; Song et al., "Score-Based Generative Modeling 
 https://arxiv.org/abs/2011.13456.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,13 @@ def as_time(t: float | Tensor) -> Tensor:
     """Return `t` as a floating-point tensor; numbers become 0-dim float64 on the CPU."""
     t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
     return t if t.is_floating_point() else t.double()
+
+
+def check_positive(**values: float) -> None:
+    """Raise a `ValueError` unless every value is positive and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def expand_like(c: Tensor, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fm_diffusers.paths.base import Coefficients, GaussianPath, as_time
+from fm_diffusers.paths.base import Coefficients, GaussianPath, as_time, check_positive
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Cosine(GaussianPath):
     data_std: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_positive(data_std=self.data_std)
+        check_positive(data_std=self.data_std)
 
     def coefficients(self, t: Tensor) -> Coefficients:  # noqa: D102
         # cos(pi t/2) as a sine, which is exactly zero at t = 1
@@ -160,7 +160,7 @@ class NoiseLevel(GaussianPath):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        _check_positive(sigma_max=self.sigma_max)
+        check_positive(sigma_max=self.sigma_max)
 
     def coefficients(self, t: Tensor) -> Coefficients:  # noqa: D102
         one = torch.ones_like(t)
@@ -168,9 +168,3 @@ class NoiseLevel(GaussianPath):
 
     def time(self, log_snr: Tensor) -> Tensor:  # noqa: D102
         return 1 - torch.exp(-log_snr) / self.sigma_max
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
