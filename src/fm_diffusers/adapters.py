@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.tables import look_up
 
 Call = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], Tensor]
 
@@ -161,8 +162,8 @@ def from_sit(
     Raises:
         ValueError: for other names.
     """
-    kind = _named("prediction", SIT_PREDICTIONS, prediction)
-    path = _named("path", SIT_PATHS, path)
+    kind = look_up("prediction", SIT_PREDICTIONS, prediction)
+    path = look_up("path", SIT_PATHS, path)
     scheduler = GaussianFlowScheduler(**RAW_TIME, path=path, prediction_type=kind)
     return AdaptedNetwork(network=network, signature="sit", **options), scheduler
 
@@ -184,7 +185,7 @@ def from_meta(
     Raises:
         ValueError: for other names, or a `Polynomial` without n.
     """
-    path = _named("scheduler", META_SCHEDULERS, scheduler)
+    path = look_up("scheduler", META_SCHEDULERS, scheduler)
     parameters = {{"n": "degree"}.get(k, k): v for k, v in (scheduler_kwargs or {}).items()}
     if path == "polynomial" and "degree" not in parameters:
         raise ValueError(
@@ -250,9 +251,3 @@ def from_edm(
         grid="karras",
         grid_kwargs={"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": 7.0},
     )
-
-
-def _named(kind: str, table: dict[str, Any], name: str) -> Any:
-    if name not in table:
-        raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(table)}")
-    return table[name]

@@ -80,16 +80,3 @@ TIME_CONVENTIONS: dict[str, Convention] = {
         time_of_sigma=_time_of_ratio,
     ),
 }
-
-
-def get_convention(name: str) -> Convention:
-    """Return the convention of that name.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if name not in TIME_CONVENTIONS:
-        raise ValueError(
-            f"unknown time_convention {name!r}: choose one of {', '.join(TIME_CONVENTIONS)}"
-        )
-    return TIME_CONVENTIONS[name]

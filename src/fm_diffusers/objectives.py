@@ -31,6 +31,7 @@ from torch import Tensor
 
 from fm_diffusers.paths import GaussianPath
 from fm_diffusers.predictions import convert, target
+from fm_diffusers.tables import look_up
 
 
 def prediction_loss(
@@ -194,8 +195,5 @@ def sample_times(
         >>> sorted((4 * t).int().tolist())
         [0, 1, 2, 3]
     """
-    if sampler not in TIME_SAMPLERS:
-        raise ValueError(
-            f"unknown time sampler {sampler!r}: choose one of {', '.join(TIME_SAMPLERS)}"
-        )
-    return TIME_SAMPLERS[sampler](n, generator, torch.device(device), **parameters)
+    draw = look_up("time sampler", TIME_SAMPLERS, sampler)
+    return draw(n, generator, torch.device(device), **parameters)

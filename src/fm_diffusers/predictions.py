@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.paths import GaussianPath, as_time, expand_like
+from fm_diffusers.tables import look_up
 
 Coefficient = Callable[[GaussianPath, Tensor], Tensor]
 Row = tuple[Tensor, Tensor, Tensor]
@@ -98,10 +99,7 @@ _ROWS = PREDICTIONS | {CANONICAL: (_canonical, _one)}
 
 def check_prediction(prediction: str) -> None:
     """Raise a `ValueError` unless `prediction` is one of `PREDICTIONS`."""
-    if prediction not in PREDICTIONS:
-        raise ValueError(
-            f"unknown prediction type {prediction!r}: choose one of {', '.join(PREDICTIONS)}"
-        )
+    look_up("prediction type", PREDICTIONS, prediction)
 
 
 def _row(path: GaussianPath, prediction: str, t: Tensor) -> Row:

@@ -20,12 +20,13 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from fm_diffusers.conventions import get_convention
+from fm_diffusers.conventions import TIME_CONVENTIONS
 from fm_diffusers.families import translate
 from fm_diffusers.grids import warp
 from fm_diffusers.paths import PATHS, Discrete, GaussianPath, Linear
 from fm_diffusers.predictions import check_prediction, target
 from fm_diffusers.stepping import Generators, dynamic_threshold
+from fm_diffusers.tables import look_up
 from fm_diffusers.timetable import RESPACINGS, Timetable
 
 
@@ -222,7 +223,7 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
                 f"num_train_timesteps must be at least 1, got {c.num_train_timesteps}"
             )
         check_prediction(c.prediction_type)
-        get_convention(c.time_convention)
+        look_up("time_convention", TIME_CONVENTIONS, c.time_convention)
         if not 0 < c.shift < math.inf:
             raise ValueError(f"shift must be positive and finite, got {c.shift}")
         if c.time_shift_type not in ("exponential", "linear"):

@@ -1,8 +1,24 @@
-"""Making an object from its name in a table and the parameters of a JSON configuration."""
+"""Entries of tables by name, and objects made from them by a JSON configuration."""
 
 import inspect
 from collections.abc import Callable
 from typing import Any
+
+
+def look_up(kind: str, table: dict[str, Any], name: str) -> Any:
+    """Return the entry of a table.
+
+    Args:
+        kind: what the table holds, for the message.
+        table: entries by name.
+        name: the wanted one.
+
+    Raises:
+        ValueError: if the table has no such name.
+    """
+    if name not in table:
+        raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(table)}")
+    return table[name]
 
 
 def make(
@@ -24,13 +40,12 @@ def make(
     Raises:
         ValueError: if the table has no such name, or the entry no such parameter.
     """
-    if name not in table:
-        raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(table)}")
-    signature = inspect.signature(table[name])
+    entry = look_up(kind, table, name)
+    signature = inspect.signature(entry)
     unknown = set(parameters or {}) - (set(signature.parameters) - set(given))
     if unknown:
         free = ", ".join(sorted(set(signature.parameters) - set(given))) or "none"
         raise ValueError(
             f"{kind}_kwargs {sorted(unknown)} are no parameters of {name!r}; it has: {free}"
         )
-    return table[name](**given, **(parameters or {}))
+    return entry(**given, **(parameters or {}))

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fm_diffusers.conventions import Convention, get_convention
+from fm_diffusers.conventions import TIME_CONVENTIONS, Convention
 from fm_diffusers.diffusions import Diffusion, get_diffusion
 from fm_diffusers.grids import GRIDS, default_parameters, respace, warp
 from fm_diffusers.paths import Discrete, GaussianPath, as_time
 from fm_diffusers.solvers import SOLVERS, Calibrated, Solver, Step
 from fm_diffusers.stepping import Stepping
-from fm_diffusers.tables import make
+from fm_diffusers.tables import look_up, make
 
 #: Where a default grid starts if the model says nothing at t = 0: alpha/(alpha + beta) there.
 INSIDE = 0.01
@@ -62,7 +62,7 @@ class Timetable(Stepping):
 
     @property
     def _convention(self) -> Convention:
-        return get_convention(self.config.time_convention)
+        return look_up("time_convention", TIME_CONVENTIONS, self.config.time_convention)
 
     def _sigmas(self, t: Tensor) -> Tensor:
         return self._convention.sigma(self.sampling_path, self.config.num_train_timesteps, t)

@@ -47,6 +47,7 @@ from torch import Tensor
 
 from fm_diffusers.predictions import CANONICAL
 from fm_diffusers.solvers.base import Landing, Solver, Step
+from fm_diffusers.tables import look_up
 
 _GAUSS = np.polynomial.legendre.leggauss(32)
 _NODES, _GAUSS_WEIGHTS = (torch.from_numpy(_GAUSS[0]) + 1) / 2, torch.from_numpy(_GAUSS[1]) / 2
@@ -123,10 +124,7 @@ class Multistep(Solver):
         super().__post_init__()
         tables = {"form": FORMS, "variable": VARIABLES, "solver_type": RULES}
         for name, table in tables.items():
-            if getattr(self, name) not in table:
-                raise ValueError(
-                    f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(table)}"
-                )
+            look_up(name, table, getattr(self, name))
         if self.solver_order not in (1, 2, 3, 4):
             raise ValueError(f"solver_order must be 1, 2, 3 or 4, got {self.solver_order}")
 
