@@ -76,10 +76,10 @@ class FlowPrediction(nn.Module):
         """
         dtype = torch.promote_types(sample.dtype, torch.float32)
         steps = torch.as_tensor(timestep, device=sample.device).to(dtype)
-        t = (1 - steps / self.num_train_timesteps).reshape(-1, *[1] * (sample.ndim - 1))
+        t = 1 - steps / self.num_train_timesteps
+        trained = self.trained.to_timestep(self.frame.model_time(t))
+        t = t.reshape(-1, *[1] * (sample.ndim - 1))
         asked = (self.frame.rescaling(t) * sample).to(sample.dtype)
-        trained = self.trained.to_timestep(self.frame.model_time(t)).flatten()
-        trained = trained.reshape(steps.shape)
         output = self.network(asked, trained, *args, return_dict=False)[0]
         of_sample, of_output = self.frame.convert("flow_prediction", t)
         flow = (of_sample * sample + of_output * output).to(sample.dtype)

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from fm_diffusers.conventions import TIME_CONVENTIONS
 from fm_diffusers.families import translate
-from fm_diffusers.grids import warp
 from fm_diffusers.paths import PATHS, Discrete, GaussianPath, Linear
 from fm_diffusers.predictions import check_prediction, target
 from fm_diffusers.stepping import Generators, dynamic_threshold
@@ -179,8 +178,8 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         self._grid(2, 0.0, 1.0, Linear())  # raises now, not when sampling
         self.betas, self.alphas_cumprod = self._tables()
         times = torch.arange(num_train_timesteps, dtype=torch.float64) / num_train_timesteps
-        if shift != 1 and not use_dynamic_shifting:
-            times = self._time_of_noise(warp(self._noise(times), shift))
+        if not use_dynamic_shifting:
+            times = self._shifted(times, shift)
         self.timesteps = self.to_timestep(times).float()
         if isinstance(self.path, Discrete):  # also one whose length no sampling could use
             self.sigmas = (1 / self.alphas_cumprod - 1).sqrt().flip(0)
@@ -273,7 +272,7 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
             return sample
         dtype = torch.promote_types(sample.dtype, torch.float32)
         timesteps = torch.as_tensor(timestep, device=sample.device).to(dtype)
-        factor = self._solver().rescaling(self.to_time(timesteps))
+        factor = self._planned_by.rescaling(self.to_time(timesteps))
         return (factor.reshape(-1, *[1] * (sample.ndim - 1)) * sample).to(sample.dtype)
 
     def step(

@@ -134,7 +134,7 @@ class Stepping:
         q: Tensor,
         generator: Generators | None,
         keep_noise: bool,
-        known: Tensor | None = None,
+        known: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return the next sample and the data prediction, by the weights of the plan.
 
@@ -161,7 +161,7 @@ class Stepping:
         q: Tensor,
         generator: Generators | None,
         keep_noise: bool,
-        known: Tensor | None = None,
+        known: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Do the same with weights as tensors: one graph for the steps of a compiled loop."""
         depth = self._table.shape[1]

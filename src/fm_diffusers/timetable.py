@@ -189,7 +189,7 @@ class Timetable(Stepping):
             starts = self._convention.time_of_sigma(self.sampling_path, n, values)
             starts = self._warped(starts, mu)
         last = self.ends(self._solver())[1]
-        if not (torch.cat([starts, starts.new_tensor([last])]).diff() > 0).all():
+        if not (_with_end(starts, last).diff() > 0).all():
             raise ValueError(
                 "sigmas or timesteps must descend strictly and stop before the end of the "
                 f"grid, {self.to_timestep(torch.tensor(last)):g} as a timestep, which is added to "
@@ -206,7 +206,7 @@ class Timetable(Stepping):
         """
         like_ddim = self.config.solver == self.config.grid == "ddim" and not self._warps
         if not (own and like_ddim and self.config.diffusion is None):
-            times = torch.cat([starts, starts.new_tensor([last])])
+            times = _with_end(starts, last)
             plan = solver.plan(times)
             if self.to_timestep(as_time(plan[-1].t)).isfinite():
                 return plan
@@ -223,18 +223,28 @@ class Timetable(Stepping):
         fed = torch.as_tensor(fed, dtype=torch.float64).reshape(-1).cpu()
         if len(fed) != len(starts):
             raise ValueError(f"sigmas and timesteps differ in length: {len(starts)}, {len(fed)}")
-        end = self.to_timestep(torch.tensor([last], dtype=torch.float64))
-        times, fed = torch.cat([starts, starts.new_tensor([last])]), torch.cat([fed, end])
+        times = _with_end(starts, last)
+        fed = torch.cat([fed, self.to_timestep(times[-1:])])
         nodes = self._nodes[:-1]
         cell = (torch.searchsorted(times, nodes, right=True) - 1).clamp(0, len(starts) - 1)
         share = (nodes - times[cell]) / (times[cell + 1] - times[cell])
         return torch.lerp(fed[cell], fed[cell + 1], share)
 
     @property
+    def _respacing(self) -> str | None:
+        """The way in which noise levels are spaced anew, if they are."""
+        return next((kind for kind in RESPACINGS if self.config[f"use_{kind}_sigmas"]), None)
+
+    @property
     def _warps(self) -> bool:
         c = self.config
-        spaced = any(c[f"use_{kind}_sigmas"] for kind in RESPACINGS)
-        return bool(c.shift != 1 or c.use_dynamic_shifting or c.shift_terminal or spaced)
+        return bool(c.shift != 1 or c.use_dynamic_shifting or c.shift_terminal or self._respacing)
+
+    def _shifted(self, times: Tensor, shift: float, terminal: float | None = None) -> Tensor:
+        """Return the times with their noise levels shifted and stretched; see `warp`."""
+        if shift == 1 and not terminal:
+            return times
+        return self._time_of_noise(warp(self._noise(times), shift, terminal))
 
     def _warped(self, times: Tensor, mu: float | None) -> Tensor:
         """Return the times shifted, stretched and spaced as the configuration says."""
@@ -246,10 +256,8 @@ class Timetable(Stepping):
                     "scheduler with use_dynamic_shifting=False"
                 )
             shift = math.exp(mu) if c.time_shift_type == "exponential" else mu
-        if shift != 1 or c.shift_terminal:
-            times = self._time_of_noise(warp(self._noise(times), shift, c.shift_terminal))
-        kind = next((kind for kind in RESPACINGS if c[f"use_{kind}_sigmas"]), None)
-        if kind is None:
+        times = self._shifted(times, shift, c.shift_terminal)
+        if self._respacing is None:
             return times
         table = isinstance(self.path, Discrete)
         if table:
@@ -261,7 +269,7 @@ class Timetable(Stepping):
             ends = self._noise(times[[0, -1]])
         first, last = ends.tolist()
         first, last = c.sigma_max or first, c.sigma_min or last
-        levels = respace(kind, len(times), first, last)
+        levels = respace(self._respacing, len(times), first, last)
         return (
             self.sampling_path.time(-torch.log(levels)) if table else self._time_of_noise(levels)
         )
@@ -309,3 +317,7 @@ class Timetable(Stepping):
         """
         first = self.sampling_path(self._plan[0].t if self._plan else 0.0)
         return torch.hypot(first.alpha, first.beta).item()
+
+
+def _with_end(starts: Tensor, last: float) -> Tensor:
+    return torch.cat([starts, starts.new_tensor([last])])

@@ -78,7 +78,7 @@ def ddim(
         ValueError: for an unknown spacing, or more steps than timesteps.
     """
     indices = _indices(n, num_train_timesteps, timestep_spacing, steps_offset)
-    return torch.cat([1 - (indices + 1) / num_train_timesteps, indices.new_tensor([t_max])])
+    return _on_table(indices, num_train_timesteps, t_max)
 
 
 def euler_discrete(
@@ -94,7 +94,7 @@ def euler_discrete(
     if timestep_spacing != "linspace":
         return ddim(n, path, t_min, t_max, num_train_timesteps, timestep_spacing, steps_offset)
     indices = torch.linspace(num_train_timesteps - 1, 0, n, dtype=torch.float64)
-    return torch.cat([1 - (indices + 1) / num_train_timesteps, indices.new_tensor([t_max])])
+    return _on_table(indices, num_train_timesteps, t_max)
 
 
 def multistep(
@@ -109,7 +109,7 @@ def multistep(
     """Return the times of DPM-Solver's timesteps of a table; see `ddim`."""
     extra = timestep_spacing != "trailing"
     indices = _indices(n + extra, num_train_timesteps, timestep_spacing, steps_offset)[:n]
-    return torch.cat([1 - (indices + 1) / num_train_timesteps, indices.new_tensor([t_max])])
+    return _on_table(indices, num_train_timesteps, t_max)
 
 
 def _indices(n: int, count: int, spacing: str, offset: int) -> Tensor:
@@ -126,6 +126,11 @@ def _indices(n: int, count: int, spacing: str, offset: int) -> Tensor:
     if spacing == "trailing":
         return (count - whole * (count / n)).round() - 1
     return torch.linspace(0, count - 1, n, dtype=torch.float64).round().flip(0)
+
+
+def _on_table(indices: Tensor, count: int, t_max: float) -> Tensor:
+    """Return the times of a table's steps, and the end."""
+    return torch.cat([1 - (indices + 1) / count, indices.new_tensor([t_max])])
 
 
 def _times(path: GaussianPath, sigmas: Tensor, t_max: float) -> Tensor:
