@@ -1,0 +1,1 @@
+"""What a training script needs beside the loop: data, checkpoints, arguments, model cards."""
