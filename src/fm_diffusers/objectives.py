@@ -13,7 +13,7 @@ network's own kind with the weight :math:`c_q^2`. In particular the score-matchi
 :math:`D = \dot\alpha\beta - \alpha\dot\beta`: without a weight it diverges at the data, and the
 weight
 :math:`\beta_t^2`, with which it is the noise-matching loss :math:`\|\hat\varepsilon -
-\varepsilon\|^2`, keeps it bounded.
+\varepsilon\|^2`, keeps it bounded. Weights of the literature go by name in `weighted_loss`.
 
 References: Lipman et al., "Flow Matching for Generative Modeling",
 https://arxiv.org/abs/2210.02747; Vincent, "A Connection Between Score Matching and Denoising
@@ -32,6 +32,7 @@ from torch import Tensor
 from fm_diffusers.paths import GaussianPath
 from fm_diffusers.predictions import convert, target
 from fm_diffusers.tables import look_up
+from fm_diffusers.weightings import loss_weight
 
 
 def prediction_loss(
@@ -115,6 +116,36 @@ def score_matching_loss(
     errors are those of `prediction_loss`.
     """
     return prediction_loss(output, path, z, eps, t, prediction, "epsilon").mean()
+
+
+def weighted_loss(
+    output: Tensor,
+    path: GaussianPath,
+    z: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    prediction: str = "velocity",
+    weighting: str = "uniform",
+    **parameters: float | str,
+) -> Tensor:
+    r"""Return :math:`w_t \| \hat q - q \|^2` of each sample, with a weight of `WEIGHTINGS`.
+
+    Apart from `uniform`, a weighting is the same loss whatever the network predicts:
+    `flow_matching` and `snr` are `flow_matching_loss` and `score_matching_loss`. The weighting's
+    parameters are those of `loss_weight`; other arguments and errors are those of
+    `prediction_loss`.
+
+    Example:
+        >>> from fm_diffusers.paths import Linear
+        >>> z, eps, t = torch.ones(2, 1), torch.zeros(2, 1), torch.tensor([0.5, 0.75])
+        >>> weighted_loss(z - eps + 1, Linear(), z, eps, t, weighting="min_snr", gamma=2.0)
+        tensor([0.2500, 0.1250])
+    """
+
+    def weight(t: Tensor) -> Tensor:
+        return loss_weight(path, t, prediction, weighting, **parameters)
+
+    return prediction_loss(output, path, z, eps, t, prediction, weight=weight)
 
 
 def _independent(n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
