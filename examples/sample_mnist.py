@@ -13,10 +13,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from train_mnist import processes
 from transformers import HfArgumentParser
 
 from fm_diffusers import FlowMatchingPipeline
+from fm_diffusers.training.pictures import processes
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

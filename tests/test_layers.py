@@ -8,12 +8,13 @@ import fm_diffusers
 ROOT = Path(fm_diffusers.__file__).parent
 FLOORS = [
     {"paths", "tables"},
-    {"grids", "predictions", "diffusions", "conventions"},
-    {"fields", "objectives", "solvers"},
-    {"families", "stepping", "hub"},
+    {"conventions", "couplings", "diffusions", "grids", "predictions"},
+    {"fields", "solvers", "weightings"},
+    {"families", "stepping", "hub", "likelihood", "objectives"},
     {"timetable"},
     {"scheduler"},
     {"adapters", "calibration", "flow_prediction", "pipeline"},
+    {"evaluation", "training"},
 ]
 
 

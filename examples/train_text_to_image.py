@@ -1,0 +1,224 @@
+"""Train a text-to-image flow: "a handwritten seven".
+
+    accelerate launch examples/train_text_to_image.py --output_dir outputs/mnist-text
+
+It is `train_mnist.py` with one feature more: the U-Net attends to the states of a text encoder.
+Captions come from `--caption_column`, or from the class names of the data set by `--template`. The
+text encoder is any of the Hub's that transformers knows (`--text_encoder openai/clip-vit-base-
+patch32`; it stays as it is), or by default a small CLIP text model with a vocabulary of the
+captions' own words, which is trained along and needs no network:
+
+    pipe = FlowMatchingPipeline.from_pretrained("outputs/mnist-text")
+    pipe(prompt="a handwritten seven", guidance_scale=2.0).images
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from train_mnist import load_data, train
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from fm_diffusers import FlowMatchingPipeline
+from fm_diffusers.training.arguments import parse, start
+from fm_diffusers.training.data import ImageData
+from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, scaled
+from fm_diffusers.training.pictures import sample_grid
+from fm_diffusers.training.publishing import create_repository, publish
+
+DIGITS = "zero one two three four five six seven eight nine".split()
+
+
+@dataclass
+class TextArguments(FlowArguments):
+    """Command line."""
+
+    output_dir: str = "outputs/mnist-text"
+    caption_column: str = field(
+        default="", metadata={"help": "Captions; by default --template of the class names."}
+    )
+    label_column: str = "label"
+    template: str = field(
+        default="a handwritten {}", metadata={"help": "Caption of a class; digits become words."}
+    )
+    text_encoder: str = field(
+        default="", metadata={"help": "Hub id or folder; by default a small one is trained along."}
+    )
+    prompt_dropout: float = field(
+        default=0.1, metadata={"help": "Share of samples trained without prompt, for guidance."}
+    )
+    block_out_channels: list[int] = field(
+        default_factory=lambda: [32, 64, 64], metadata={"help": "Widths of the U-Net's levels."}
+    )
+    layers_per_block: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.prompt_dropout <= 1:
+            raise ValueError(f"--prompt_dropout must lie in [0, 1], got {self.prompt_dropout}")
+        if not self.caption_column and "{}" not in self.template:
+            raise ValueError(f"--template must hold {{}} for the class, got {self.template!r}")
+
+
+def class_captions(args: TextArguments, data: ImageData) -> list[str]:
+    """Return the caption of every class."""
+    names = data.class_names or tuple(map(str, range(data.num_classes)))
+    words = [DIGITS[int(name)] if name in map(str, range(10)) else name for name in names]
+    return [args.template.format(word) for word in words]
+
+
+def make_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of the words of the captions."""
+    lower, split = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    words = {word for text in captions for word, _ in split.pre_tokenize_str(text.lower())}
+    special = ["<pad>", "<unk>", "<start>", "<end>"]
+    vocabulary = {word: i for i, word in enumerate([*special, *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = lower, split
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 2), ("<end>", 3)]
+    )
+    longest = max(len(split.pre_tokenize_str(text)) for text in captions)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<start>",
+        eos_token="<end>",
+        model_max_length=longest + 2,
+    )
+
+
+def make_text_encoder(
+    args: TextArguments, captions: list[str]
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Return a tokenizer and a text encoder: a frozen one, or a small one to be trained."""
+    if args.text_encoder:
+        model = AutoModel.from_pretrained(args.text_encoder)
+        model = getattr(model, "text_model", model)  # of CLIP, without its half for images
+        tokenizer = AutoTokenizer.from_pretrained(args.text_encoder)
+        return tokenizer, model.requires_grad_(False)
+    tokenizer = make_tokenizer(captions)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        projection_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return tokenizer, CLIPTextModel(config)
+
+
+def make_unet(
+    args: TextArguments, shape: tuple[int, int, int], states: int
+) -> UNet2DConditionModel:
+    """Return a U-Net that attends to text states of a width at its lower levels."""
+    levels = len(args.block_out_channels)
+    return UNet2DConditionModel(
+        sample_size=shape[1],
+        in_channels=shape[0],
+        out_channels=shape[0],
+        layers_per_block=args.layers_per_block,
+        block_out_channels=tuple(args.block_out_channels),
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (levels - 1),
+        up_block_types=("CrossAttnUpBlock2D",) * (levels - 1) + ("UpBlock2D",),
+        attention_head_dim=4,
+        norm_num_groups=8,
+        cross_attention_dim=states,
+    )
+
+
+class Prompted(nn.Module):
+    """A U-Net that is given tokens, and the text encoder that turns them into states.
+
+    Args:
+        unet: attends to the states.
+        text_encoder: returns them first.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: PreTrainedModel) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, x: Tensor, t: Tensor, tokens: Tensor, return_dict: bool) -> tuple[Tensor]:
+        """Return what the U-Net predicts, shape of `x`; tokens have the shape (batch, length)."""
+        states = self.text_encoder(input_ids=tokens).last_hidden_state
+        return self.unet(x, t, states, return_dict=return_dict)
+
+
+def main(args: TextArguments) -> None:
+    accelerator = start(args)
+    repo_id = create_repository(args, accelerator)
+    with accelerator.main_process_first():
+        column = args.caption_column or None
+        data = load_data(
+            args, label_column=None if column else args.label_column, caption_column=column
+        )
+    captions = data.captions if column else class_captions(args, data)
+    tokenizer, text_encoder = make_text_encoder(args, captions)
+    scheduler = args.scheduler()
+    unet = make_unet(args, data.shape, text_encoder.config.hidden_size)
+
+    def tokenize(texts: list[str]) -> Tensor:
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        return tokenizer(texts, **options).input_ids.to(accelerator.device)
+
+    known = tokenize(captions if not column else [""])  # the captions of classes, once
+
+    def loss_of(network: nn.Module, batch: dict[str, Any]) -> Tensor:
+        z = scaled(args, batch["image"])
+        tokens = tokenize(batch["caption"]) if column else known[batch["label"]]
+        labels = torch.unique(tokens, dim=0, return_inverse=True)[1]  # equal captions, one class
+        eps = coupled_noise(args, z, labels)
+        dropped = torch.rand(len(z), device=z.device) < args.prompt_dropout
+        tokens = torch.where(dropped[:, None], tokenize([""]), tokens)
+        return flow_loss(args, scheduler, network, z, eps, tokens)
+
+    def pipeline(network: Prompted) -> FlowMatchingPipeline:
+        return FlowMatchingPipeline(
+            unet=network.unet,
+            scheduler=scheduler,
+            text_encoder=network.text_encoder,
+            tokenizer=tokenizer,
+        )
+
+    def draw(network: Prompted) -> Image.Image:
+        shown = (captions * 10)[:10]
+        return sample_grid(
+            pipeline(network), rows=4, stochastic=args.coupling == "independent", prompt=4 * shown
+        )
+
+    network, figures = train(
+        args,
+        accelerator,
+        Prompted(unet, text_encoder),
+        data.loader(args.train_batch_size, args.dataloader_num_workers),
+        loss_of,
+        draw,
+    )
+    if accelerator.is_main_process:
+        figures = {"objective": args.objective, "coupling": args.coupling} | figures
+        publish(args, pipeline(network), draw(network), figures, repo_id)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(parse(TextArguments))

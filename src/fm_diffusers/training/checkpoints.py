@@ -1,0 +1,223 @@
+r"""Checkpoints that a run killed at any moment goes on from, bit for bit.
+
+A checkpoint is a folder `checkpoint-N`, what `Accelerator.save_state` writes on every process. It
+is written as `partial-N` and renamed when all processes are done, so that a folder of that name is
+complete; `manifest.json`, written last, holds the size and the SHA-256 of every file, so that a
+disk's damage is seen before the state is read.
+
+That a resumed run is *equal* to an uninterrupted one needs besides that its data follow from the
+place in the run, which is a part of the state (`Progress`), and so does all its randomness.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+
+MANIFEST = "manifest.json"
+
+
+class Progress:
+    """Where a run is: steps done, batches done, epoch, batches done of it, and seconds."""
+
+    def __init__(self) -> None:
+        self.step = self.batches = self.epoch = self.batch_of_epoch = 0
+        self.earlier, self.start = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run, over all its continuations."""
+        return self.earlier + time.perf_counter() - self.start
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the state, for `Accelerator.register_for_checkpointing`."""
+        names = ("step", "batches", "epoch", "batch_of_epoch", "seconds")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Take over a state."""
+        names = ("step", "batches", "epoch", "batch_of_epoch")
+        self.__dict__.update({name: state[name] for name in names})
+        self.earlier, self.start = state["seconds"], time.perf_counter()
+
+    def rest(
+        self, accelerator: Accelerator, loader: DataLoader, seed: int, max_steps: int
+    ) -> Iterator[Any]:
+        """Yield what is left of the batches, epoch after epoch, until `step` is `max_steps`.
+
+        Before each batch all generators of the process are seeded from its place in the run: no
+        two batches on any process share their noise, and a resumed run draws what it would have.
+        """
+        while self.step < max_steps:
+            loader.set_epoch(self.epoch)
+            done = self.batch_of_epoch
+            for batch in accelerator.skip_first_batches(loader, done) if done else loader:
+                place = self.batches * accelerator.num_processes + accelerator.process_index
+                set_seed((seed * 1_000_003 + place) % 2**32)
+                self.batches, self.batch_of_epoch = self.batches + 1, self.batch_of_epoch + 1
+                yield batch
+                if self.step == max_steps:
+                    return
+            if self.batch_of_epoch == 0:
+                raise ValueError("the data set is smaller than one batch of every process")
+            self.epoch, self.batch_of_epoch = self.epoch + 1, 0
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        folder: where they are, `--output_dir`.
+        total_limit: how many of them are kept; None keeps all.
+        run: what an exact continuation depends on, names with values; kept in every checkpoint,
+            and a warning names what has changed.
+    """
+
+    folder: Path
+    total_limit: int | None = None
+    run: dict[str, Any] = field(default_factory=dict)
+
+    def all(self) -> list[Path]:
+        """Return the checkpoints from the oldest to the newest."""
+        found = [path for path in self.folder.glob("checkpoint-*") if number(path) is not None]
+        return sorted(found, key=number)
+
+    def save(self, accelerator: Accelerator, step: int) -> None:
+        """Save the state of every process; to be called on all of them."""
+        final = self.folder / f"checkpoint-{step}"
+        partial = self.folder / f"partial-{step}"
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_manifest(partial, self.run)
+            discard(final)
+            partial.rename(final)
+            for old in self.all()[: -self.total_limit] if self.total_limit else []:
+                discard(old)
+        accelerator.wait_for_everyone()
+
+    def load(self, accelerator: Accelerator, name: str | None, overwrite: bool = False) -> bool:
+        """Load a checkpoint into what the Accelerator prepared and what was registered with it.
+
+        Args:
+            accelerator: of the run.
+            name: `latest` for the newest that is intact, none if there is none at all; a name or
+                a folder; or None to begin anew.
+            overwrite: delete the checkpoints of an earlier run when beginning anew.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            ValueError: if there is no such checkpoint, it is damaged, or beginning anew would mix
+                two runs.
+        """
+        found = self.find(name) if name is not None else None
+        if name is None and self.all() and not overwrite:
+            raise ValueError(
+                f"{self.folder} holds {self.all()[-1].name} of an earlier run: say "
+                "--resume_from_checkpoint latest to go on with it, --overwrite_output_dir to "
+                "delete its checkpoints, or choose another --output_dir"
+            )
+        accelerator.wait_for_everyone()  # all have looked before anything goes
+        if accelerator.is_main_process:
+            for path in [*self.folder.glob("partial-*"), *(self.all() if overwrite else [])]:
+                discard(path)
+        accelerator.wait_for_everyone()
+        if found is None:
+            return False
+        saved = json.loads((found / MANIFEST).read_text())["run"]
+        for key in self.run:
+            if saved.get(key) != self.run[key]:
+                warnings.warn(
+                    f"{found} was written with {key}={saved.get(key)!r}, this run has "
+                    f"{self.run[key]!r}: it goes on, but not as it would have",
+                    stacklevel=2,
+                )
+        accelerator.load_state(str(found))
+        accelerator.print(f"resumed from {found}")
+        return True
+
+    def find(self, name: str) -> Path | None:
+        """Return an intact checkpoint by its name, or the newest, warning of damaged ones."""
+        if name == "latest":
+            for path in reversed(self.all()):
+                if not (fault := damage(path)):
+                    return path
+                warnings.warn(f"{path} is damaged, {fault}: it is passed over", stacklevel=3)
+            if self.all():
+                raise ValueError(
+                    f"every checkpoint of {self.folder} is damaged: begin anew with "
+                    "--overwrite_output_dir"
+                )
+            return None
+        folder = next((path for path in (Path(name), self.folder / name) if path.is_dir()), None)
+        if folder is None or number(folder) is None:
+            raise ValueError(
+                f"--resume_from_checkpoint {name!r} is not a folder `checkpoint-N`; there are "
+                f"{[path.name for path in self.all()]} in {self.folder}, or say `latest`"
+            )
+        if fault := damage(folder):
+            raise ValueError(f"{folder} is damaged, {fault}: choose another, or say `latest`")
+        return folder
+
+
+def number(folder: Path) -> int | None:
+    """Return N of a folder `checkpoint-N`, None for other names."""
+    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(match[1]) if match else None
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder if it is there; cut short, no part of it keeps the name of a checkpoint."""
+    if folder.exists():
+        doomed = folder.with_name(f"partial-discarded-{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def describe(folder: Path) -> dict[str, list]:
+    """Return size and SHA-256 of every file but the manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {str(path.relative_to(folder)): [path.stat().st_size, sha256(path)] for path in files}
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while part := content.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, run: dict[str, Any]) -> None:
+    """Write what the folder holds, for `damage` to compare."""
+    content = {"files": describe(folder), "run": run}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint, None if nothing is."""
+    try:
+        expected = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} is missing or unreadable"
+    present = describe(folder)
+    missing = [name for name in expected if name not in present]
+    changed = [name for name in expected if present.get(name, expected[name]) != expected[name]]
+    faults = ["missing: " + ", ".join(missing)] * bool(missing)
+    faults += ["changed: " + ", ".join(changed)] * bool(changed)
+    return "; ".join(faults) or None

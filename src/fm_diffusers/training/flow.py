@@ -1,0 +1,157 @@
+r"""What a training script learns: the flags that say it, and the loss on a batch.
+
+.. math:: E_{t, (z, \varepsilon)}\; w_t \| q_\theta(x_t, t, c) - q_t(x_t|z) \|^2,
+          \qquad x_t = \alpha_t z + \beta_t \varepsilon
+
+The path, the kind of prediction `q`, the weight, the density of the times and the coupling of data
+with noise are names of their tables; each has parameters in JSON.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fm_diffusers.couplings import couple
+from fm_diffusers.objectives import sample_times, weighted_loss
+from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.tables import look_up
+from fm_diffusers.training.arguments import TrainingArguments
+from fm_diffusers.weightings import loss_weight
+
+#: What a network learns, and the weighting of its own target's squared error.
+OBJECTIVES = {"flow_matching": "uniform", "score_matching": "snr"}
+
+
+@dataclass
+class FlowArguments(TrainingArguments):
+    """What is learned: the flags of every script that trains a flow."""
+
+    path: str = field(default="linear", metadata={"help": "A Gaussian path, a name in PATHS."})
+    path_kwargs: str = field(default="{}", metadata={"help": "Its parameters, in JSON."})
+    prediction_type: str = field(
+        default="velocity", metadata={"help": "What the network predicts, in PREDICTIONS."}
+    )
+    objective: str = field(
+        default="flow_matching",
+        metadata={
+            "help": "flow_matching: squared error of the prediction's own conditional target; "
+            "score_matching: of the score, with the weight beta^2 that makes it bounded."
+        },
+    )
+    weighting: str | None = field(
+        default=None, metadata={"help": "Over time, in WEIGHTINGS; by default the objective's."}
+    )
+    weighting_kwargs: str = "{}"
+    time_sampler: str = field(
+        default="low_discrepancy", metadata={"help": "Density of the times, in TIME_SAMPLERS."}
+    )
+    time_sampler_kwargs: str = "{}"
+    t_min: float = field(default=0.0, metadata={"help": "The times are scaled to start here,"})
+    t_max: float = field(default=1.0, metadata={"help": "and to end here."})
+    coupling: str = field(
+        default="independent",
+        metadata={"help": "Of noise and data in a batch, in COUPLINGS; classes are respected."},
+    )
+    coupling_kwargs: str = "{}"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("path_kwargs", "weighting_kwargs", "time_sampler_kwargs", "coupling_kwargs"):
+            self.parameters(name)
+        look_up("--objective", OBJECTIVES, self.objective)
+        if self.objective == "score_matching" and self.weighting is not None:
+            raise ValueError(
+                f"--objective score_matching is a weighting, 'snr': --weighting {self.weighting} "
+                "needs --objective flow_matching"
+            )
+        self.weighting = self.weighting or OBJECTIVES[self.objective]
+        if self.weighting != "uniform" and self.coupling != "independent":
+            raise ValueError(
+                f"with --coupling {self.coupling} x_t is not Gaussian given the data: what is "
+                "learned is no score, and errors of one prediction are not those of another; "
+                "drop --weighting, --objective or --coupling"
+            )
+        self.check_bounds()
+
+    def parameters(self, name: str) -> dict[str, Any]:
+        """Return the parameters that a flag holds in JSON."""
+        try:
+            value = json.loads(getattr(self, name))
+        except json.JSONDecodeError:
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(
+                f"--{name} must be a JSON object, such as '{{\"std\": 1.5}}', got "
+                f"{getattr(self, name)!r}"
+            )
+        return value
+
+    def check_bounds(self) -> None:
+        """Raise a `ValueError` if the loss is unbounded at an end of the times."""
+        if not 0 <= self.t_min < self.t_max <= 1:
+            raise ValueError(
+                f"--t_min and --t_max must ascend in [0, 1], got {self.t_min} and {self.t_max}"
+            )
+        path, given = self.scheduler().path, self.parameters("weighting_kwargs")
+        for t in (self.t_min, self.t_max):
+            weight = loss_weight(path, t, self.prediction_type, self.weighting, **given)
+            diverges = self.prediction_type == "score" and self.weighting == "uniform"
+            if not weight.isfinite() or (diverges and path.beta(t) == 0):
+                raise ValueError(
+                    f"the {self.weighting!r} loss of a network that predicts "
+                    f"{self.prediction_type!r} is unbounded at t = {t:g}: choose another "
+                    "--prediction_type, --weighting or --objective, or times inside with --t_min "
+                    "and --t_max"
+                )
+
+    def scheduler(self) -> GaussianFlowScheduler:
+        """Return the scheduler that trains and samples what these flags say."""
+        return GaussianFlowScheduler(
+            path=self.path,
+            path_kwargs=self.parameters("path_kwargs"),
+            prediction_type=self.prediction_type,
+        )
+
+
+def coupled_noise(args: FlowArguments, z: Tensor, condition: Tensor | None) -> Tensor:
+    """Return noise for data, in the order of the coupling, which respects the condition."""
+    given = args.parameters("coupling_kwargs")
+    return couple(z, torch.randn_like(z), args.coupling, condition=condition, **given)
+
+
+def scaled(args: TrainingArguments, images: Tensor) -> Tensor:
+    """Return uint8 images scaled to [-1, 1], every other one mirrored with `--random_flip`."""
+    z = images.float() / 127.5 - 1
+    if args.random_flip:
+        mirrored = torch.rand(len(z), device=z.device) < 0.5
+        z = torch.where(mirrored[:, None, None, None], z.flip(-1), z)
+    return z
+
+
+def flow_loss(
+    args: FlowArguments,
+    scheduler: GaussianFlowScheduler,
+    network: nn.Module,
+    z: Tensor,
+    eps: Tensor,
+    condition: Tensor | None = None,
+) -> Tensor:
+    """Return the loss on pairs of data and noise, at times drawn anew."""
+    draw = args.parameters("time_sampler_kwargs")
+    t = sample_times(len(z), args.time_sampler, device=z.device, **draw)
+    t = args.t_min + (args.t_max - args.t_min) * t
+    x_t = scheduler.path.flow_map(z, eps, t)
+    output = network(x_t, scheduler.to_timestep(t), condition, return_dict=False)[0]
+    return weighted_loss(
+        output,
+        scheduler.path,
+        z,
+        eps,
+        t,
+        args.prediction_type,
+        args.weighting,
+        **args.parameters("weighting_kwargs"),
+    ).mean()
