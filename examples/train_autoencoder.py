@@ -24,12 +24,12 @@ from PIL import Image
 from torch import Tensor, nn
 from train_mnist import load_data, train
 
-from fm_diffusers.training.arguments import TrainingArguments, parse, start
+from fm_diffusers.training.arguments import ImageArguments, TrainingArguments, parse, start
 from fm_diffusers.training.flow import scaled
 
 
 @dataclass
-class AutoencoderArguments(TrainingArguments):
+class AutoencoderArguments(ImageArguments, TrainingArguments):
     """Command line."""
 
     output_dir: str = "outputs/autoencoder"
@@ -39,6 +39,10 @@ class AutoencoderArguments(TrainingArguments):
         metadata={"help": "Widths of the levels; every level but the first halves the side."},
     )
     kl_weight: float = field(default=1e-4, metadata={"help": "w, a pixel's share of the KL."})
+
+    def __post_init__(self) -> None:
+        TrainingArguments.__post_init__(self)
+        ImageArguments.__post_init__(self)
 
 
 def make_autoencoder(args: AutoencoderArguments, shape: tuple[int, int, int]) -> AutoencoderKL:

@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from fm_diffusers import FlowMatchingPipeline
-from fm_diffusers.training.arguments import TrainingArguments, parse, start
+from fm_diffusers.training.arguments import ImageArguments, TrainingArguments, parse, start
 from fm_diffusers.training.checkpoints import Checkpoints, Progress
 from fm_diffusers.training.data import ImageData, load_images
 from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, scaled
@@ -47,7 +47,7 @@ from fm_diffusers.training.publishing import create_repository, publish
 
 
 @dataclass
-class Arguments(NetworkArguments, FlowArguments):
+class Arguments(NetworkArguments, ImageArguments, FlowArguments):
     """Command line; the names are those of diffusers' training scripts."""
 
     label_column: str = field(
@@ -59,6 +59,7 @@ class Arguments(NetworkArguments, FlowArguments):
 
     def __post_init__(self) -> None:
         FlowArguments.__post_init__(self)
+        ImageArguments.__post_init__(self)
         NetworkArguments.__post_init__(self)
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"--label_dropout must lie in [0, 1], got {self.label_dropout}")
@@ -205,7 +206,7 @@ def log_loss(
     accelerator.log({"loss": mean, "lr": rate}, step=step)
 
 
-def load_data(args: TrainingArguments, **columns: str | None) -> ImageData:
+def load_data(args: ImageArguments, **columns: str | None) -> ImageData:
     """Return the images with the columns named, as the arguments say."""
     data = load_images(
         args.dataset_name,
@@ -269,7 +270,7 @@ def main(
     if accelerator.is_main_process:
         pipe = pipeline(network)
         figures = {"objective": args.objective, "coupling": args.coupling} | figures
-        publish(args, pipe, sample_grid(pipe, **asked), figures, repo_id)
+        publish(args, pipe, sample_grid(pipe, **asked), figures, args.dataset_name, repo_id)
     accelerator.end_training()
 
 

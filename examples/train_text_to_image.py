@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from fm_diffusers import FlowMatchingPipeline
-from fm_diffusers.training.arguments import parse, start
+from fm_diffusers.training.arguments import ImageArguments, parse, start
 from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, scaled
 from fm_diffusers.training.pictures import sample_grid
@@ -43,7 +43,7 @@ DIGITS = "zero one two three four five six seven eight nine".split()
 
 
 @dataclass
-class TextArguments(FlowArguments):
+class TextArguments(ImageArguments, FlowArguments):
     """Command line."""
 
     output_dir: str = "outputs/mnist-text"
@@ -66,7 +66,8 @@ class TextArguments(FlowArguments):
     layers_per_block: int = 1
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        FlowArguments.__post_init__(self)
+        ImageArguments.__post_init__(self)
         if not 0 <= self.prompt_dropout <= 1:
             raise ValueError(f"--prompt_dropout must lie in [0, 1], got {self.prompt_dropout}")
         if not self.caption_column and "{}" not in self.template:
@@ -216,7 +217,7 @@ def main(args: TextArguments) -> None:
     )
     if accelerator.is_main_process:
         figures = {"objective": args.objective, "coupling": args.coupling} | figures
-        publish(args, pipeline(network), draw(network), figures, repo_id)
+        publish(args, pipeline(network), draw(network), figures, args.dataset_name, repo_id)
     accelerator.end_training()
 
 

@@ -5,13 +5,17 @@ from dataclasses import dataclass, field, fields
 
 import pytest
 
-from fm_diffusers.training.arguments import TrainingArguments, parse
+from fm_diffusers.training.arguments import ImageArguments, TrainingArguments, parse
 
 
 @dataclass
-class Arguments(TrainingArguments):
+class Arguments(ImageArguments, TrainingArguments):
     widths: list[int] = field(default_factory=lambda: [32, 64])
     label_column: str = "label"
+
+    def __post_init__(self):
+        TrainingArguments.__post_init__(self)
+        ImageArguments.__post_init__(self)
 
 
 def write(path, text):
@@ -60,7 +64,7 @@ def test_every_default_is_accepted_as_a_flag():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("leaning_rate: 1", r"holds \['leaning_rate'\], the script takes \['dataset_name'"),
+        ("leaning_rate: 1", r"holds \['leaning_rate'\], the script takes \['output_dir'"),
         ("- seed", r"must hold `name: value` lines, got \['seed'\]"),
     ],
 )

@@ -1,8 +1,8 @@
 r"""Command lines of training scripts: what they share, and `--config file.yaml` beside flags.
 
-A script states its own flags as a dataclass that inherits from `TrainingArguments`; the names are
-those of diffusers' training scripts. A YAML file holds the same names without dashes, and a flag
-on the command line wins over it.
+A script states its own flags as a dataclass that inherits from `TrainingArguments`, and from
+`ImageArguments` if it reads images; the names are those of diffusers' training scripts. A YAML
+file holds the same names without dashes, and a flag on the command line wins over it.
 """
 
 import json
@@ -28,26 +28,6 @@ Arguments = TypeVar("Arguments")
 class TrainingArguments:
     """What every training script can be told."""
 
-    dataset_name: str = field(
-        default="ylecun/mnist",
-        metadata={"help": "Hub id, folder, parquet file, or `digits`, which need no network."},
-    )
-    image_column: str = "image"
-    image_mode: str | None = field(
-        default=None, metadata={"help": "L, RGB or RGBA; by default that of the images."}
-    )
-    resolution: int | None = field(
-        default=None, metadata={"help": "Side of the square images; by default their own."}
-    )
-    random_flip: bool = field(default=False, metadata={"help": "Mirror every other image."})
-    streaming: bool = field(
-        default=False, metadata={"help": "Read the data set on the way, without a download."}
-    )
-    skip_broken_images: bool = False
-    memory_limit: float = field(
-        default=4.0, metadata={"help": "Decode images in advance up to this many GiB."}
-    )
-    dataloader_num_workers: int = 0
     output_dir: str = "outputs/mnist"
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete the checkpoints of an earlier run."}
@@ -99,8 +79,6 @@ class TrainingArguments:
         self.report_to = [self.report_to] if isinstance(self.report_to, str) else self.report_to
         if not 0 <= self.ema_decay <= 1:
             raise ValueError(f"--ema_decay must lie in [0, 1], got {self.ema_decay}")
-        if self.streaming and self.max_train_steps is None:
-            raise ValueError("--streaming cannot count epochs in advance: set --max_train_steps")
         if self.overwrite_output_dir and self.resume_from_checkpoint is not None:
             raise ValueError(
                 "--overwrite_output_dir deletes what --resume_from_checkpoint "
@@ -136,6 +114,36 @@ class TrainingArguments:
         }
         changed = {k: v for k, v in self.public().items() if v is not None and v != default[k]}
         return shlex.join(flags(changed))
+
+
+@dataclass
+class ImageArguments:
+    """Which images a script trains on."""
+
+    dataset_name: str = field(
+        default="ylecun/mnist",
+        metadata={"help": "Hub id, folder, parquet file, or `digits`, which need no network."},
+    )
+    image_column: str = "image"
+    image_mode: str | None = field(
+        default=None, metadata={"help": "L, RGB or RGBA; by default that of the images."}
+    )
+    resolution: int | None = field(
+        default=None, metadata={"help": "Side of the square images; by default their own."}
+    )
+    random_flip: bool = field(default=False, metadata={"help": "Mirror every other image."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the data set on the way, without a download."}
+    )
+    skip_broken_images: bool = False
+    memory_limit: float = field(
+        default=4.0, metadata={"help": "Decode images in advance up to this many GiB."}
+    )
+    dataloader_num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.streaming and self.max_train_steps is None:
+            raise ValueError("--streaming cannot count epochs in advance: set --max_train_steps")
 
 
 def flags(values: dict[str, Any]) -> Iterator[str]:
@@ -199,7 +207,7 @@ def start(args: TrainingArguments) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=args.trackers,
+        log_with=args.trackers or None,
         project_config=ProjectConfiguration(output, str(Path(output, "logs"))),
         dataloader_config=DataLoaderConfiguration(
             use_seedable_sampler=True, data_seed=args.seed, dispatch_batches=False

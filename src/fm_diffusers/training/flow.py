@@ -18,7 +18,7 @@ from fm_diffusers.couplings import couple
 from fm_diffusers.objectives import sample_times, weighted_loss
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.tables import look_up
-from fm_diffusers.training.arguments import TrainingArguments
+from fm_diffusers.training.arguments import ImageArguments, TrainingArguments
 from fm_diffusers.weightings import loss_weight
 
 #: What a network learns, and the weighting of its own target's squared error.
@@ -26,25 +26,13 @@ OBJECTIVES = {"flow_matching": "uniform", "score_matching": "snr"}
 
 
 @dataclass
-class FlowArguments(TrainingArguments):
-    """What is learned: the flags of every script that trains a flow."""
+class LossArguments(TrainingArguments):
+    """The loss of a network whose path and prediction are given."""
 
-    path: str = field(default="linear", metadata={"help": "A Gaussian path, a name in PATHS."})
-    path_kwargs: str = field(default="{}", metadata={"help": "Its parameters, in JSON."})
-    prediction_type: str = field(
-        default="velocity", metadata={"help": "What the network predicts, in PREDICTIONS."}
-    )
-    objective: str = field(
-        default="flow_matching",
-        metadata={
-            "help": "flow_matching: squared error of the prediction's own conditional target; "
-            "score_matching: of the score, with the weight beta^2 that makes it bounded."
-        },
-    )
     weighting: str | None = field(
-        default=None, metadata={"help": "Over time, in WEIGHTINGS; by default the objective's."}
+        default=None, metadata={"help": "Over time, in WEIGHTINGS; by default uniform."}
     )
-    weighting_kwargs: str = "{}"
+    weighting_kwargs: str = field(default="{}", metadata={"help": "Its parameters, in JSON."})
     time_sampler: str = field(
         default="low_discrepancy", metadata={"help": "Density of the times, in TIME_SAMPLERS."}
     )
@@ -59,22 +47,19 @@ class FlowArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("path_kwargs", "weighting_kwargs", "time_sampler_kwargs", "coupling_kwargs"):
+        self.weighting = self.weighting or "uniform"
+        for name in ("weighting_kwargs", "time_sampler_kwargs", "coupling_kwargs"):
             self.parameters(name)
-        look_up("--objective", OBJECTIVES, self.objective)
-        if self.objective == "score_matching" and self.weighting is not None:
+        if not 0 <= self.t_min < self.t_max <= 1:
             raise ValueError(
-                f"--objective score_matching is a weighting, 'snr': --weighting {self.weighting} "
-                "needs --objective flow_matching"
+                f"--t_min and --t_max must ascend in [0, 1], got {self.t_min} and {self.t_max}"
             )
-        self.weighting = self.weighting or OBJECTIVES[self.objective]
         if self.weighting != "uniform" and self.coupling != "independent":
             raise ValueError(
-                f"with --coupling {self.coupling} x_t is not Gaussian given the data: what is "
-                "learned is no score, and errors of one prediction are not those of another; "
-                "drop --weighting, --objective or --coupling"
+                f"with --coupling {self.coupling} x_t is not Gaussian given the data: errors of "
+                "one prediction are not those of another, and no score is learned; drop "
+                "--weighting, --objective or --coupling"
             )
-        self.check_bounds()
 
     def parameters(self, name: str) -> dict[str, Any]:
         """Return the parameters that a flag holds in JSON."""
@@ -89,23 +74,48 @@ class FlowArguments(TrainingArguments):
             )
         return value
 
-    def check_bounds(self) -> None:
+    def check_bounds(self, scheduler: GaussianFlowScheduler) -> None:
         """Raise a `ValueError` if the loss is unbounded at an end of the times."""
-        if not 0 <= self.t_min < self.t_max <= 1:
-            raise ValueError(
-                f"--t_min and --t_max must ascend in [0, 1], got {self.t_min} and {self.t_max}"
-            )
-        path, given = self.scheduler().path, self.parameters("weighting_kwargs")
+        prediction, path = scheduler.config.prediction_type, scheduler.path
+        given = self.parameters("weighting_kwargs")
         for t in (self.t_min, self.t_max):
-            weight = loss_weight(path, t, self.prediction_type, self.weighting, **given)
-            diverges = self.prediction_type == "score" and self.weighting == "uniform"
+            weight = loss_weight(path, t, prediction, self.weighting, **given)
+            diverges = prediction == "score" and self.weighting == "uniform"
             if not weight.isfinite() or (diverges and path.beta(t) == 0):
                 raise ValueError(
-                    f"the {self.weighting!r} loss of a network that predicts "
-                    f"{self.prediction_type!r} is unbounded at t = {t:g}: choose another "
-                    "--prediction_type, --weighting or --objective, or times inside with --t_min "
-                    "and --t_max"
+                    f"the {self.weighting!r} loss of a network that predicts {prediction!r} is "
+                    f"unbounded at t = {t:g}: choose another --prediction_type, --weighting or "
+                    "--objective, or times inside with --t_min and --t_max"
                 )
+
+
+@dataclass
+class FlowArguments(LossArguments):
+    """What a new network learns: the flags of every script that trains a flow from scratch."""
+
+    path: str = field(default="linear", metadata={"help": "A Gaussian path, a name in PATHS."})
+    path_kwargs: str = field(default="{}", metadata={"help": "Its parameters, in JSON."})
+    prediction_type: str = field(
+        default="velocity", metadata={"help": "What the network predicts, in PREDICTIONS."}
+    )
+    objective: str = field(
+        default="flow_matching",
+        metadata={
+            "help": "flow_matching: squared error of the prediction's own conditional target; "
+            "score_matching: of the score, with the weight beta^2 that makes it bounded."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        implied = look_up("--objective", OBJECTIVES, self.objective)
+        if self.objective == "score_matching" and self.weighting not in (None, implied):
+            raise ValueError(
+                f"--objective score_matching is a weighting, 'snr': --weighting {self.weighting} "
+                "needs --objective flow_matching"
+            )
+        self.weighting = self.weighting or implied
+        super().__post_init__()
+        self.check_bounds(self.scheduler())
 
     def scheduler(self) -> GaussianFlowScheduler:
         """Return the scheduler that trains and samples what these flags say."""
@@ -116,13 +126,13 @@ class FlowArguments(TrainingArguments):
         )
 
 
-def coupled_noise(args: FlowArguments, z: Tensor, condition: Tensor | None) -> Tensor:
+def coupled_noise(args: LossArguments, z: Tensor, condition: Tensor | None) -> Tensor:
     """Return noise for data, in the order of the coupling, which respects the condition."""
     given = args.parameters("coupling_kwargs")
     return couple(z, torch.randn_like(z), args.coupling, condition=condition, **given)
 
 
-def scaled(args: TrainingArguments, images: Tensor) -> Tensor:
+def scaled(args: ImageArguments, images: Tensor) -> Tensor:
     """Return uint8 images scaled to [-1, 1], every other one mirrored with `--random_flip`."""
     z = images.float() / 127.5 - 1
     if args.random_flip:
@@ -132,7 +142,7 @@ def scaled(args: TrainingArguments, images: Tensor) -> Tensor:
 
 
 def flow_loss(
-    args: FlowArguments,
+    args: LossArguments,
     scheduler: GaussianFlowScheduler,
     network: nn.Module,
     z: Tensor,
@@ -151,7 +161,7 @@ def flow_loss(
         z,
         eps,
         t,
-        args.prediction_type,
+        scheduler.config.prediction_type,
         args.weighting,
         **args.parameters("weighting_kwargs"),
     ).mean()

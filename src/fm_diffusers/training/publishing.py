@@ -95,6 +95,7 @@ def publish(
     pipe: DiffusionPipeline,
     picture: Image.Image,
     figures: dict[str, Any],
+    dataset_name: str,
     repo_id: str | None = None,
 ) -> None:
     """Save a trained pipeline with its picture, figures and card, and push it to `repo_id`.
@@ -104,17 +105,18 @@ def publish(
         pipe: the pipeline, with the averaged weights.
         picture: samples.
         figures: of the run, such as steps and seconds.
+        dataset_name: what was trained on.
         repo_id: repository on the Hub; None keeps all of it here.
     """
     folder = Path(args.output_dir)
     pipe.save_pretrained(folder)
     picture.save(folder / "samples.png")
     (folder / "evaluation.json").unlink(missing_ok=True)  # of other weights
-    local = Path(args.dataset_name).exists()
+    local = Path(dataset_name).exists()
     record = {
         "title": repo_id or args.output_dir,
-        "dataset": Path(args.dataset_name).name if local else args.dataset_name,
-        "dataset_on_hub": not local and "/" in args.dataset_name,
+        "dataset": Path(dataset_name).name if local else dataset_name,
+        "dataset_on_hub": not local and "/" in dataset_name,
         "license": args.license,
         "conditioning": conditioning(pipe),
         "path": pipe.scheduler.config.path,
