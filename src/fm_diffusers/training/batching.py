@@ -68,7 +68,7 @@ class Classes:
             )
         return cls(column, {i: i for i in range(len(found))})
 
-    def number(self, index: int, label: Any) -> int:
+    def number(self, index: int | str, label: Any) -> int:
         """Return the class of an image."""
         if label not in self.numbers:
             raise ValueError(
@@ -79,7 +79,7 @@ class Classes:
         return self.numbers[label]
 
 
-def caption(index: int, value: Any) -> str:
+def caption(index: int | str, value: Any) -> str:
     """Return a caption, the first of several."""
     first = next(iter(value), None) if isinstance(value, list) else value
     if not isinstance(first, str):
@@ -99,7 +99,7 @@ def batch(images: Tensor, labels: Tensor | None, captions: list[str] | None) -> 
 # --- images --------------------------------------------------------------------------------------
 
 
-def decode(decoder: Decoder, numbered: list[tuple[int, Any]]) -> tuple[list[int], Tensor]:
+def decode(decoder: Decoder, numbered: list[tuple[int | str, Any]]) -> tuple[list[int], Tensor]:
     """Return which of the encoded images, by position, can be read, and these."""
     decoded = [decoder(index, encoded) for index, encoded in numbered]
     kept = [i for i, pixels in enumerate(decoded) if pixels is not None]
@@ -117,7 +117,7 @@ def warn_of_broken(skipped: int, count: int) -> None:
 
 def take(images: Tensor, indices: list[int]) -> tuple[list[int], Tensor]:
     """Return images of a tensor, all of which can be read."""
-    return indices, images[indices]
+    return indices, images.index_select(0, torch.tensor(indices))  # twice as fast as images[...]
 
 
 def take_encoded(
@@ -165,7 +165,7 @@ class Pictures(Dataset):
 
 @dataclass(frozen=True, eq=False)
 class Stream(IterableDataset):
-    """Rows with their numbers, still encoded, for `collate` to decode.
+    """Rows with their places, still encoded, for `collate` to decode.
 
     Every process reads them all, so that Accelerate deals out whole batches and all processes have
     as many, and decodes its own batches only.
@@ -186,10 +186,10 @@ class Stream(IterableDataset):
         """Shuffle otherwise in every epoch."""
         self.rows.set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        yield from enumerate(self.rows)
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        return ((f"{i} of the stream", row) for i, row in enumerate(self.rows))
 
-    def collate(self, numbered: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+    def collate(self, numbered: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         """Return rows as a batch."""
         image, label, text = self.columns
         kept, images = decode(self.decoder, [(i, row[image]) for i, row in numbered])

@@ -183,7 +183,7 @@ def select(
     from datasets import Value
 
     there = rows.column_names or list(next(iter(rows)))
-    wanted = [name for name in columns if name is not None]
+    wanted = list(dict.fromkeys(name for name in columns if name is not None))
     if missing := [name for name in wanted if name not in there]:
         raise ValueError(
             f"the data set has no column {missing}, it has {there}: choose with --image_column, "

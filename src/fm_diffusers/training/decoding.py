@@ -35,7 +35,9 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
     if kind(image) == mode:
         return image
     if image.mode in ("I", "F"):
-        raise ValueError(f"is {image.mode}, 32 bits of unknown range: save it with 8 or 16 bits")
+        raise ValueError(
+            f"images are {image.mode}, 32 bits of unknown range: save them with 8 or 16 bits"
+        )
     if image.mode.startswith("I;16"):
         image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     if image.has_transparency_data and mode != "RGBA":
@@ -76,7 +78,7 @@ class Decoder:
             )
         return replace(self, native=native, shape=tuple(self.tensor(first).shape))
 
-    def open(self, index: int, encoded: dict[str, Any] | None) -> Image.Image | None:
+    def open(self, index: int | str, encoded: dict[str, Any] | None) -> Image.Image | None:
         """Return an image, upright."""
         from datasets import Image as Feature
 
@@ -99,7 +101,7 @@ class Decoder:
         pixels = torch.from_numpy(np.array(image))
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
-    def __call__(self, index: int, encoded: dict[str, Any] | None) -> Tensor | None:
+    def __call__(self, index: int | str, encoded: dict[str, Any] | None) -> Tensor | None:
         """Return the pixels of an encoded image, None if it is to be skipped."""
         image = self.open(index, encoded)
         if image is None:
@@ -109,10 +111,7 @@ class Decoder:
                 f"images are of several modes, {self.native} and {kind(image)} "
                 f"({place(index, encoded)}): convert them with --image_mode {', '.join(MODES)}"
             )
-        try:
-            pixels = self.tensor(image)
-        except ValueError as error:
-            raise ValueError(f"{place(index, encoded)} {error}") from error
+        pixels = self.tensor(image)
         if pixels.shape != self.shape:
             raise ValueError(
                 f"images must be alike, the first is {self.shape} and {place(index, encoded)} is "
@@ -121,7 +120,7 @@ class Decoder:
         return pixels
 
 
-def place(index: int, encoded: dict[str, Any] | None) -> str:
+def place(index: int | str, encoded: dict[str, Any] | None) -> str:
     """Return what a message calls an image."""
     path = (encoded or {}).get("path")
     return f"image {index}" + (f" ({path})" if path else "")
