@@ -8,10 +8,9 @@ the noise of a batch in an order :math:`\pi` that makes the transport cheaper,
 
 and the paths straighter. Every noise is used exactly once, so over a run the noise stays standard
 normal and the data the data: both ends of the marginal path, hence what sampling starts from and
-arrives at, stay as they are. The marginal path and its field between the ends do change. Samples
-are those of a field trained with the same coupling, as an ODE. The joint law of the two is no
-longer Gaussian given :math:`z`, so the velocity's relation to the score is lost: sample as an SDE
-what was trained with `independent`.
+arrives at, stay as they are. The marginal path and its field between the ends do change, and a
+network trained so is for the ODE: given :math:`z` the noise is no longer Gaussian, so the score
+does not follow from the velocity. What is to be sampled as an SDE is trained with `independent`.
 
 With a condition, optimal transport gives each class its own part of the noise, which sampling,
 where noise and class are independent, does not know. So the noise is permuted inside each class
