@@ -69,7 +69,7 @@ class QualityArguments(NetworkArguments):
     output_dir: str = "outputs/benchmarks"
 
 
-# --- trainings: the loss of a network on data and labels; `drop` hides some labels -----------------
+# --- trainings: the loss of a network on data and labels; `drop` hides some labels ---------------
 
 
 def ours(coupling: str) -> Loss:
@@ -126,7 +126,7 @@ TRAININGS: dict[str, tuple[Loss, tuple[str, ...]]] = {
 
 
 def train(args: QualityArguments, name: str, seed: int, images: Tensor, labels: Tensor) -> dict:
-    """Return the averaged weights of a network, which depend on the training and the seed alone."""
+    """Return the averaged weights of a network; they follow from the training and the seed."""
     torch.manual_seed(seed)
     classes = int(labels.max()) + 1
     network = BACKBONES[args.backbone](args, tuple(images.shape[1:]), classes).train()
@@ -165,7 +165,7 @@ def train(args: QualityArguments, name: str, seed: int, images: Tensor, labels: 
     return network.state_dict()
 
 
-# --- samplers: from noise and labels to images, in a number of evaluations -------------------------
+# --- samplers: from noise and labels to images, in a number of evaluations -----------------------
 
 Field = Callable[[Tensor, Tensor], Tensor]  # what the network says of samples at a timestep
 Sampler = Callable[[Field, Tensor, int], Tensor]

@@ -210,6 +210,8 @@ def load_data(args: ImageArguments, **columns: str | None) -> ImageData:
     """Return the images with the columns named, as the arguments say."""
     data = load_images(
         args.dataset_name,
+        config_name=args.dataset_config_name,
+        split=args.dataset_split,
         image_column=args.image_column,
         resolution=args.resolution,
         image_mode=args.image_mode,

@@ -124,6 +124,10 @@ class ImageArguments:
         default="ylecun/mnist",
         metadata={"help": "Hub id, folder, parquet file, or `digits`, which need no network."},
     )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Of a data set that has several."}
+    )
+    dataset_split: str = "train"
     image_column: str = "image"
     image_mode: str | None = field(
         default=None, metadata={"help": "L, RGB or RGBA; by default that of the images."}
