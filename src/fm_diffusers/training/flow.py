@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fm_diffusers.couplings import couple
-from fm_diffusers.objectives import sample_times, weighted_loss
+from fm_diffusers.couplings import COUPLINGS, couple
+from fm_diffusers.objectives import TIME_SAMPLERS, sample_times, weighted_loss
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.tables import look_up
 from fm_diffusers.training.arguments import ImageArguments, TrainingArguments
@@ -48,6 +48,8 @@ class LossArguments(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.weighting = self.weighting or "uniform"
+        look_up("time sampler", TIME_SAMPLERS, self.time_sampler)
+        look_up("coupling", COUPLINGS, self.coupling)
         for name in ("weighting_kwargs", "time_sampler_kwargs", "coupling_kwargs"):
             self.parameters(name)
         if not 0 <= self.t_min < self.t_max <= 1:
