@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from train_mnist import train
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
+from fm_diffusers.conditions import Asked
 from fm_diffusers.predictions import convert
 from fm_diffusers.training.arguments import parse, start
 from fm_diffusers.training.flow import LossArguments, flow_loss
@@ -116,8 +117,7 @@ def euler(
 def measure(pipe: FlowMatchingPipeline, seed: int, count: int = 64) -> dict[str, float]:
     """Return the straightness of a flow, and how far few Euler steps end from 200."""
     eps = pipe.prepare_latents(count, torch.Generator().manual_seed(seed), None)
-    labels = asked(pipe, count).get("class_labels")
-    labels = pipe.encode_labels(labels, 1, count, False)
+    labels = pipe.encode_condition(Asked(**asked(pipe, count)))
     end, way = euler(pipe, eps, labels, 200)
     figures = {"straightness": (end - eps - way).square().mean().item()}
     for steps in (1, 2, 4, 8):

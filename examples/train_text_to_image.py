@@ -54,6 +54,9 @@ class TextArguments(ImageArguments, FlowArguments):
     template: str = field(
         default="a handwritten {}", metadata={"help": "Caption of a class; digits become words."}
     )
+    truncate_captions: bool = field(
+        default=False, metadata={"help": "Cut captions to the length that the tokenizer allows."}
+    )
     text_encoder: str = field(
         default="", metadata={"help": "Hub id or folder; by default a small one is trained along."}
     )
@@ -99,7 +102,7 @@ def make_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         bos_token="<start>",
         eos_token="<end>",
-        model_max_length=longest + 2,
+        model_max_length=max(longest + 2, 16),
     )
 
 
@@ -179,8 +182,15 @@ def main(args: TextArguments) -> None:
     unet = make_unet(args, data.shape, text_encoder.config.hidden_size)
 
     def tokenize(texts: list[str]) -> Tensor:
-        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        return tokenizer(texts, **options).input_ids.to(accelerator.device)
+        length = tokenizer.model_max_length
+        options = {"padding": "max_length", "max_length": length, "return_tensors": "pt"}
+        tokens = tokenizer(texts, truncation=args.truncate_captions, **options).input_ids
+        if tokens.shape[1] > length:
+            raise ValueError(
+                f"captions must have at most {length} tokens, one of these has {tokens.shape[1]}: "
+                f"say --truncate_captions, or shorten it: {texts}"
+            )
+        return tokens.to(accelerator.device)
 
     known = tokenize(captions if not column else [""])  # the captions of classes, once
 

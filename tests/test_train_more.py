@@ -1,12 +1,15 @@
 """Scripts that are the first one with a feature more, from the command line on tiny networks."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, CLIPTextModel
 
 from fm_diffusers import FlowMatchingPipeline
 from fm_diffusers.training.data import load_images
@@ -71,3 +74,93 @@ def test_an_autoencoder_learns_to_reconstruct_and_has_codes_of_standard_deviatio
     assert error < 0.5 * images.var()
     assert abs((vae.config.scaling_factor * codes).std() - 1) < 0.1
     assert Image.open(tmp_path / "reconstructions.png").size == (20 * 8, 2 * 8)
+
+
+@pytest.mark.parametrize("backbone", ["unet", "transformer"])
+def test_a_flow_is_trained_in_latent_space_and_its_samples_decoded(backbone, examples, tmp_path):
+    torch.manual_seed(0)
+    blocks = {"down_block_types": 2 * ["DownEncoderBlock2D"]}
+    blocks |= {"up_block_types": 2 * ["UpDecoderBlock2D"], "block_out_channels": [8, 8]}
+    AutoencoderKL(
+        1, 1, **blocks, latent_channels=2, norm_num_groups=4, sample_size=8, scaling_factor=0.7
+    ).save_pretrained(tmp_path / "vae")
+    script, output = examples("train_latent"), tmp_path / "latent"
+    sizes = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8}
+    script.main(
+        script.LatentArguments(
+            **TINY | sizes,
+            output_dir=str(output),
+            vae=str(tmp_path / "vae"),
+            backbone=backbone,
+            block_out_channels=[8, 16],
+            max_train_steps=3,
+        )
+    )
+    assert draw(output, class_labels=[3, 7], guidance_scale=2.0).shape == (2, 1, 8, 8)
+    pipe = FlowMatchingPipeline.from_pretrained(output)
+    assert pipe.network.config.sample_size == 4 and pipe.network.config.in_channels == 2
+    saved = load_file(output / "vae" / "diffusion_pytorch_model.safetensors")
+    given = load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(saved[name], given[name]) for name in given)
+
+
+def test_codes_are_what_the_pipeline_decodes(examples, tmp_path, monkeypatch):
+    """The flow learns (encode(x) - shift) scale, so that codes have the standard deviation 1."""
+    script, seen = examples("train_latent"), []
+    blocks = {"block_out_channels": [8, 8], "latent_channels": 2, "norm_num_groups": 4}
+    blocks |= {"down_block_types": 2 * ["DownEncoderBlock2D"]}
+    blocks |= {"up_block_types": 2 * ["UpDecoderBlock2D"]}
+    vae = AutoencoderKL(1, 1, **blocks, scaling_factor=0.7, shift_factor=0.3)
+    vae.save_pretrained(tmp_path)
+    monkeypatch.setattr(script.train_mnist, "main", lambda args, encode, vae: seen.append(encode))
+    script.main(script.LatentArguments(**TINY, vae=str(tmp_path)))
+    images = torch.randn(400, 1, 8, 8)
+    with torch.no_grad():
+        posterior = vae.eval().encode(images).latent_dist
+    standard = (seen[0](images) / 0.7 + 0.3 - posterior.mean) / posterior.std
+    assert abs(standard.mean()) < 4 / standard.numel() ** 0.5
+    assert abs(standard.std() - 1) < 4 / standard.numel() ** 0.5
+    with pytest.raises(ValueError, match="takes 1 channels, the images have 3: choose --image_mo"):
+        seen[0](torch.randn(1, 3, 8, 8))
+
+
+def test_prompts_of_class_names_draw_their_classes(examples, tmp_path):
+    script = examples("train_text_to_image")
+    arguments = TINY | {"output_dir": str(tmp_path), "block_out_channels": [8, 16]}
+    script.main(script.TextArguments(**arguments, max_train_steps=3))
+    seven = draw(tmp_path, prompt="a handwritten seven", guidance_scale=2.0)
+    assert seven.shape == (1, 1, 8, 8)
+    assert not torch.equal(seven, draw(tmp_path, prompt="a handwritten three", guidance_scale=2.0))
+    assert torch.equal(seven, draw(tmp_path, prompt="A handwritten  seven", guidance_scale=2.0))
+    assert "text-to-image" in (tmp_path / "README.md").read_text()
+    encoder = CLIPTextModel.from_pretrained(tmp_path, subfolder="text_encoder")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, subfolder="tokenizer")
+    tokens = tokenizer("a handwritten seven").input_ids
+    assert tokenizer.decode(tokens) == "<start> a handwritten seven <end>"
+    assert encoder.config.vocab_size == len(tokenizer) == 4 + 2 + 10
+
+
+def test_captions_and_a_frozen_encoder_train_as_well(examples, tmp_path):
+    script, data = examples("train_text_to_image"), tmp_path / "data"
+    texts = ["black square", "white square", "grey"]
+    rows = [{"file_name": f"{i}.png", "text": texts[i % 3]} for i in range(12)]
+    data.mkdir()
+    for i, row in enumerate(rows):
+        Image.new("L", (8, 8), (0, 255, 128)[i % 3]).save(data / row["file_name"])
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tokenizer, encoder = script.make_text_encoder(script.TextArguments(), texts)
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    encoder.save_pretrained(tmp_path / "encoder")
+    arguments = TINY | {
+        "output_dir": str(tmp_path / "out"),
+        "block_out_channels": [8, 16],
+        "dataset_name": str(data),
+        "caption_column": "text",
+        "text_encoder": str(tmp_path / "encoder"),
+        "train_batch_size": 6,
+    }
+    script.main(script.TextArguments(**arguments, max_train_steps=3))
+    assert draw(tmp_path / "out", prompt=["grey", "white square"]).shape == (2, 1, 8, 8)
+    saved = CLIPTextModel.from_pretrained(tmp_path / "out", subfolder="text_encoder")
+    for weight, given in zip(saved.parameters(), encoder.parameters(), strict=True):
+        assert torch.equal(weight, given)
