@@ -347,6 +347,9 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path, kind):
             {"class_labels": [0, 1], "batch_size": 2},
             r"class_labels, at least one, or batch_size, got \[0, 1\] and 2; num_images_per_label",
         ),
+        ("guided", {"prompt": "a"}, r"prompt was given, but the network takes class labels: pass"),
+        ("guided", {"num_images_per_label": 2}, r"2 images of nothing: pass class_labels, or bat"),
+        ("unconditional", {"num_images_per_label": 2}, r"num_images_per_label was given, but the"),
         ("guided", {"batch_size": 0}, r"batch_size must be at least 1, got 0"),
         ("unconditional", {"batch_size": -2}, r"batch_size must be at least 1, got -2"),
         (

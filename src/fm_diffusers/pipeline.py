@@ -1,8 +1,8 @@
 r"""`FlowMatchingPipeline`: draws images from a flow-matching model, as an ODE or as an SDE.
 
 The pipeline knows nothing of paths or solvers: it draws noise, asks the network at the scheduler's
-`timesteps`, guides its output, and hands it to `scheduler.step`. Which process is sampled is a
-matter of the scheduler's configuration::
+`timesteps`, guides its output, and hands it to `scheduler.step`; a `vae` decodes what comes out.
+Which process is sampled is a matter of the scheduler's configuration::
 
     pipe = FlowMatchingPipeline.from_pretrained("user/flow-mnist")
     ode = pipe(class_labels=[3, 7]).images
@@ -16,59 +16,95 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    DiTTransformer2DModel,
+    ImagePipelineOutput,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fm_diffusers.conditioning import Conditioning
+from fm_diffusers.conditions import Asked
 from fm_diffusers.hub import HubShims
+from fm_diffusers.lora import LoraLoader
 from fm_diffusers.scheduler import GaussianFlowScheduler
 
 Generators = torch.Generator | list[torch.Generator]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class FlowMatchingPipeline(HubShims, DiffusionPipeline):
-    r"""Unconditional or class-conditional image generation by flow matching.
+class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, DiffusionPipeline):
+    r"""Image generation by flow matching: unconditional, by class or by text, in pixels or codes.
 
     Args:
-        unet: the network, fed samples and `timesteps`; images are scaled to [-1, 1].
+        unet: the network, fed samples, `timesteps` and labels or states of text; images are scaled
+            to [-1, 1]. A `UNet2DModel`, or a `UNet2DConditionModel` for text.
         scheduler: says what the network predicts on which path, and how to sample it; or one of
             diffusers', for a network that predicts what it expects (`flow_prediction` on the
             linear path for its flow schedulers).
         null_label: the class label that stands for "no class", the last of the network's; needed
             for classifier-free guidance. None for networks trained without it.
+        transformer: the network in place of `unet`, a `DiTTransformer2DModel`: its null label is
+            `num_embeds_ada_norm`. Of outputs with twice the channels, the first half is taken.
+        vae: decodes samples, which are codes `(encode(x) - shift_factor) scaling_factor`.
+        text_encoder: turns prompts into the states that the network attends to.
+        tokenizer: of the text encoder.
+
+    Raises:
+        ValueError: for components that do not fit together.
 
     References: Lipman et al., "Flow Matching for Generative Modeling",
     https://arxiv.org/abs/2210.02747; Ho, Salimans, "Classifier-Free Diffusion Guidance",
-    https://arxiv.org/abs/2207.12598.
+    https://arxiv.org/abs/2207.12598; Rombach et al., "High-Resolution Image Synthesis with Latent
+    Diffusion Models", https://arxiv.org/abs/2112.10752; Peebles, Xie, "Scalable Diffusion Models
+    with Transformers", https://arxiv.org/abs/2212.09748.
     """
 
-    model_cpu_offload_seq = "unet"
-    _callback_tensor_inputs = ["latents"]
+    model_cpu_offload_seq = "text_encoder->unet->transformer->vae"
+    _optional_components = ["unet", "scheduler", "transformer", "vae", "text_encoder", "tokenizer"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds"]
 
     def __init__(
-        self, unet: UNet2DModel, scheduler: GaussianFlowScheduler, null_label: int | None = None
+        self,
+        unet: UNet2DModel | UNet2DConditionModel | None = None,
+        scheduler: GaussianFlowScheduler | None = None,
+        null_label: int | None = None,
+        transformer: DiTTransformer2DModel | None = None,
+        vae: AutoencoderKL | None = None,
+        text_encoder: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
-        embeds = unet.config.num_class_embeds
-        if null_label is not None and embeds != null_label + 1:
-            raise ValueError(
-                f"null_label must be the last of the network's classes, got {null_label} for "
-                f"num_class_embeds={embeds}; None is for networks without one"
-            )
+        if scheduler is None or (unet is None) == (transformer is None):
+            raise ValueError("a pipeline needs a scheduler, and a unet or a transformer, not both")
+        self.register_modules(
+            unet=unet,
+            transformer=transformer,
+            scheduler=scheduler,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
+        self.check_components(null_label)
         self.register_to_config(null_label=null_label)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes that can be asked for; 0 for an unconditional network."""
-        if self.config.null_label is not None:
-            return self.config.null_label
-        return self.unet.config.num_class_embeds or 0
+    def network(self) -> nn.Module:
+        """The `unet` or the `transformer`."""
+        return self.transformer if self.unet is None else self.unet
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of an image for each of a sample, along a side; 1 without a `vae`."""
+        return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def init_noise_sigma(self) -> float | Tensor:
@@ -77,130 +113,122 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
 
     def check_inputs(
         self,
-        labels: list[int] | None,
-        num_images_per_label: int,
-        batch_size: int | None,
-        guidance_scale: float,
-        output_type: str,
-        callback_on_step_end_tensor_inputs: list[str],
+        asked: Asked,
+        output_type: str = "pil",
+        callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = (),
     ) -> None:
         """Raise a `ValueError` for what cannot be sampled, saying why and what to pass."""
-        if labels is not None and self.num_classes == 0:
-            raise ValueError(
-                "class_labels were given, but the network is unconditional: drop them"
-            )
-        if labels is None and self.num_classes and self.config.null_label is None:
-            raise ValueError(
-                "the network is class-conditional and has no null label: pass class_labels, "
-                f"each in 0..{self.num_classes - 1}"
-            )
-        possible = range(self.num_classes)
-        wrong = [k for k in labels or [] if type(k) is not int or k not in possible]
-        if wrong:
-            raise ValueError(
-                f"class_labels must be integers in 0..{self.num_classes - 1}, got {wrong}"
-            )
-        if labels is not None and (batch_size is not None or not labels):
-            raise ValueError(
-                f"give class_labels, at least one, or batch_size, got {labels} and {batch_size}; "
-                "num_images_per_label draws more images of each label"
-            )
-        for name, number in (
-            ("num_images_per_label", num_images_per_label),
-            ("batch_size", 1 if batch_size is None else batch_size),
-        ):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
-        if guidance_scale != 1 and (labels is None or self.config.null_label is None):
-            raise ValueError(
-                f"guidance_scale={guidance_scale} needs class_labels and a network trained with a "
-                "null label; 1 is no guidance"
-            )
+        self.check_conditions(asked)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        known = self._callback_tensor_inputs[: 1 + (self.takes == "text")]
+        unknown = set(callback_on_step_end_tensor_inputs) - set(known)
         if unknown:
             raise ValueError(
-                "callback_on_step_end_tensor_inputs must be among "
-                f"{self._callback_tensor_inputs}, got {sorted(unknown)}"
+                f"callback_on_step_end_tensor_inputs must be among {known}, got {sorted(unknown)}"
             )
 
-    def encode_labels(
-        self, labels: list[int] | None, num_images_per_label: int, batch_size: int, guide: bool
-    ) -> Tensor | None:
-        """Return the labels of the batch, preceded by as many null labels where it is guided."""
-        if self.num_classes == 0:
-            return None
-        null = torch.full(
-            (batch_size,), self.config.null_label or 0, device=self._execution_device
-        )
-        if labels is None:
-            return null
-        labels = torch.tensor(labels, device=null.device).repeat_interleave(num_images_per_label)
-        return torch.cat([null, labels]) if guide else labels
+    def sample_shape(self, height: int | None, width: int | None) -> tuple[int | None, ...]:
+        """Return channels, height and width of a sample for an image's height and width."""
+        size, factor = self.network.config.sample_size, self.vae_scale_factor
+        default = (size, size) if isinstance(size, int) else size or (None, None)
+        for name, side in (("height", height), ("width", width)):
+            if side is not None and (side < 1 or side % factor):
+                raise ValueError(f"{name} must be a multiple of {factor} pixels, got {side}")
+        height = default[0] if height is None else height // factor
+        width = default[1] if width is None else width // factor
+        return self.network.config.in_channels, height, width
 
     def prepare_latents(
-        self, batch_size: int, generator: Generators | None, latents: Tensor | None
+        self,
+        batch_size: int,
+        generator: Generators | None,
+        latents: Tensor | None,
+        height: int | None = None,
+        width: int | None = None,
     ) -> Tensor:
         """Return the samples at the first timestep, in float32 or better: noise, unless given."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size or (None, None)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"a list of generators must have one for each of the {batch_size} images, "
                 f"got {len(generator)}"
             )
-        shape = (batch_size, self.unet.config.in_channels, height, width)
+        shape = (batch_size, *self.sample_shape(height, width))
+        found = shape if latents is None else tuple(latents.shape)
+        fixed = 2 if (height, width) == (None, None) else 4
+        if len(found) != 4 or found[:fixed] != shape[:fixed]:
+            raise ValueError(
+                f"latents must have the shape {shape}, got {found}: they are the samples at the "
+                "first timestep, one for each image"
+            )
+        if None in found:
+            raise ValueError("the network has no sample_size: pass height and width, or latents")
+        patch = 0 if self.transformer is None else self.transformer.config.patch_size
+        if patch and (found[2] != found[3] or found[2] % patch):
+            raise ValueError(
+                f"a transformer takes square images, samples of a multiple of {patch}: got "
+                f"{found[2:]}"
+            )
         if latents is None:
-            if height is None:
-                raise ValueError("the network has no sample_size: pass latents of the wanted size")
             latents = randn_tensor(shape, generator=generator, device=self._execution_device)
             return latents * self.init_noise_sigma
-        if latents.ndim != 4 or latents.shape[:2] != shape[:2]:
-            raise ValueError(
-                f"latents must have the shape {shape}, got {tuple(latents.shape)}: they are the "
-                "samples at the first timestep, one for each label or for batch_size"
-            )
         dtype = torch.promote_types(latents.dtype, torch.float32)
         return latents.to(self._execution_device, dtype)
 
     def predict(
-        self, latents: Tensor, t: Tensor, labels: Tensor | None, guidance_scale: float
+        self, latents: Tensor, t: Tensor, condition: Tensor | None, guidance_scale: float
     ) -> Tensor:
-        """Return what the network predicts, guided; `labels` are those of `encode_labels`."""
+        """Return what the network predicts, guided; see `encode_condition` for the condition."""
         guide = guidance_scale != 1
         model_input = torch.cat([latents] * 2) if guide else latents
         if hasattr(self.scheduler, "scale_model_input"):  # diffusers' flow schedulers have none
             model_input = self.scheduler.scale_model_input(model_input, t)
-        model_input = model_input.to(self.unet.dtype)
-        output = self.unet(model_input, t, labels, return_dict=False)[0].to(latents.dtype)
+        model_input = model_input.to(self.network.dtype)
+        timesteps = t.expand(len(model_input))  # a DiT takes no other
+        output = self.network(model_input, timesteps, condition, return_dict=False)[0]
+        output = output[:, : latents.shape[1]].to(latents.dtype)  # the rest is a learned variance
         return torch.lerp(*output.chunk(2), guidance_scale) if guide else output
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Return images around [-1, 1]: the samples, or what the `vae` makes of them."""
+        if self.vae is None:
+            return latents
+        codes = latents / self.vae.config.scaling_factor
+        codes = codes + (self.vae.config.get("shift_factor") or 0)
+        return self.vae.decode(codes.to(self.vae.dtype), return_dict=False)[0].to(latents.dtype)
 
     def calibration_field(
         self,
         num_samples: int,
         generator: Generators | None = None,
         noise: Tensor | None = None,
-        class_labels: list[int] | None = None,
-        guidance_scale: float = 1.0,
+        **conditions: Any,
     ) -> tuple[Callable[[Tensor, Tensor, slice], Tensor], Tensor]:
-        """Return the network as a field of parts of a batch, and standard normal noise."""
+        """Return the network as a field of parts of a batch, and standard normal noise.
+
+        Args:
+            num_samples: how much noise is drawn if none is given.
+            generator: of the noise.
+            noise: shape `(n, ...)`.
+            **conditions: arguments of a call, `class_labels` (by default all), `prompt` and their
+                like, taken in turn; `guidance_scale`.
+        """
         if noise is None:
-            drawn = self.prepare_latents(num_samples, generator, None)
-            noise = drawn / self.init_noise_sigma
+            noise = self.prepare_latents(num_samples, generator, None) / self.init_noise_sigma
         else:
             noise = self.prepare_latents(len(noise), None, noise)
-        labels = class_labels or list(range(self.num_classes)) or None
-        if labels is not None:
-            labels = [labels[i % len(labels)] for i in range(len(noise))]
-        sizes = (1, None if labels else len(noise), guidance_scale, "pt", [])
-        self.check_inputs(labels, *sizes)
+        if conditions.get("class_labels") is None:
+            conditions["class_labels"] = list(range(self.num_classes)) or None
+        asked = Asked(**conditions).cycled(len(noise))
+        self.check_inputs(asked)
+        with torch.no_grad():
+            condition = self.encode_condition(asked)
+        each = None if condition is None else condition.unflatten(0, (-1, len(noise)))
 
         def field(x: Tensor, t: Tensor, part: slice) -> Tensor:
             timestep = self.scheduler.to_timestep(t).to(x.device, torch.float32)
-            chosen = None if labels is None else labels[part]
-            encoded = self.encode_labels(chosen, 1, len(x), guidance_scale != 1)
-            return self.predict(x, timestep, encoded, guidance_scale)
+            of_part = None if each is None else each[:, part].flatten(0, 1)
+            return self.predict(x, timestep, of_part, asked.guidance_scale)
 
         return field, noise
 
@@ -219,6 +247,13 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+        prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         r"""Draw images.
 
@@ -226,55 +261,68 @@ class FlowMatchingPipeline(HubShims, DiffusionPipeline):
             class_labels: a label or a list of labels, one for each image; None draws from the
                 network without a class.
             num_images_per_label: number of images of each label, next to each other.
-            batch_size: number of images where there are no labels; by default 1.
+            batch_size: number of images where there are no labels and no prompts; by default 1.
             num_inference_steps: number of steps from noise to data.
             timesteps: where the steps start instead, descending from `num_train_timesteps`.
             guidance_scale: w of `uncond + w (cond - uncond)`; 1 is no guidance.
             generator: of all noise, that of an SDE included; or a list, one for each image, which
                 then does not depend on its batch.
             latents: samples at the first timestep, shape `(batch, channels, height, width)`.
-            output_type: `pil`, `np` (in [0, 1], channels last), `pt` (in [0, 1]) or `latent`.
+            output_type: `pil`, `np` (in [0, 1], channels last), `pt` (in [0, 1]), or `latent`, the
+                samples themselves.
             return_dict: whether to return an `ImagePipelineOutput` or a tuple.
-            callback_on_step_end: called as `(pipe, index, timestep, {"latents": ...})` after every
-                step; may return a dictionary with new latents.
-            callback_on_step_end_tensor_inputs: what it is given.
+            callback_on_step_end: called as `(pipe, index, timestep, tensors)` after every step;
+                may return a dictionary with new tensors.
+            callback_on_step_end_tensor_inputs: its tensors: `latents`, and `prompt_embeds`, which
+                a guided call precedes with the negative ones.
+            prompt: a text or a list of texts, for a network that takes text; None draws with the
+                empty prompt.
+            num_images_per_prompt: number of images of each prompt, next to each other.
+            negative_prompt: what guidance leads away from, one text or one for each prompt; by
+                default empty.
+            prompt_embeds: what `encode_prompt` returned, in place of `prompt`.
+            negative_prompt_embeds: likewise, in place of `negative_prompt`.
+            height: of the images in pixels; by default the `sample_size` of the network.
+            width: likewise.
 
         Returns:
             The images.
 
         Raises:
-            ValueError: for labels, sizes or options that the network cannot serve.
+            ValueError: for conditions, sizes or options that the network cannot serve.
         """
-        labels = class_labels.tolist() if isinstance(class_labels, Tensor) else class_labels
-        labels = None if labels is None else np.asarray(labels).reshape(-1).tolist()
-        self.check_inputs(
-            labels,
-            num_images_per_label,
-            batch_size,
-            guidance_scale,
-            output_type,
-            callback_on_step_end_tensor_inputs,
+        asked = Asked(
+            class_labels=class_labels,
+            num_images_per_label=num_images_per_label,
+            batch_size=batch_size,
+            prompt=prompt,
+            num_images_per_prompt=num_images_per_prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            guidance_scale=guidance_scale,
         )
-        batch_size = (batch_size or 1) if labels is None else len(labels) * num_images_per_label
-        guide = guidance_scale != 1
-        label_input = self.encode_labels(labels, num_images_per_label, batch_size, guide)
+        self.check_inputs(asked, output_type, callback_on_step_end_tensor_inputs)
+        condition = self.encode_condition(asked)
         grid = {"timesteps": timesteps} if timesteps is not None else {}
         steps = None if timesteps is not None else num_inference_steps
         self.scheduler.set_timesteps(steps, device=self._execution_device, **grid)
-        latents = self.prepare_latents(batch_size, generator, latents)
+        latents = self.prepare_latents(asked.count, generator, latents, height, width)
 
         takes_noise = "generator" in inspect.signature(self.scheduler.step).parameters
         noise = {"generator": generator} if takes_noise else {}
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress_bar:
             for i, t in enumerate(self.scheduler.timesteps):
-                output = self.predict(latents, t, label_input, guidance_scale)
+                output = self.predict(latents, t, condition, guidance_scale)
                 latents = self.scheduler.step(output, t, latents, return_dict=False, **noise)[0]
                 if callback_on_step_end is not None:
-                    latents = callback_on_step_end(self, i, t, {"latents": latents}).get(
-                        "latents", latents
-                    )
+                    tensors = {"latents": latents, "prompt_embeds": condition}
+                    shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    tensors |= callback_on_step_end(self, i, t, shown)
+                    latents, condition = tensors["latents"], tensors["prompt_embeds"]
                 progress_bar.update()
 
-        images = self.image_processor.postprocess(latents, output_type=output_type)
+        images = latents if output_type == "latent" else self.decode_latents(latents)
+        images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
