@@ -43,12 +43,25 @@ def tiny_pipeline():
     return FlowMatchingPipeline(unet, scheduler, null_label=3)
 
 
-def draw(pipe):
+def text_pipeline():
+    from test_pipeline_text import make_text_pipe
+
+    return make_text_pipe("clip", autoencoder=True)
+
+
+def transformer_pipeline():
+    from test_pipeline_transformer import make_pipe, make_transformer
+
+    return make_pipe(make_transformer(3), null_label=3)
+
+
+def draw(pipe, **asked):
     import torch
 
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(1)
-    images = pipe([0, 2], num_inference_steps=3, generator=generator, output_type="pt").images
+    options = {"num_inference_steps": 3, "generator": generator, "output_type": "pt"}
+    images = pipe(**asked or {"class_labels": [0, 2]}, **options).images
     return images.flatten().tolist()
 
 
@@ -129,6 +142,49 @@ def test_a_pushed_pipeline_loads_without_trust_flags_and_draws_the_same(hub):
     assert run(save_and_load_a_folder, hub.env) == pushed["images"]
 
 
+PROMPTS = {"prompt": ["seven", "a zero"], "guidance_scale": 2.0}
+
+
+def push_the_other_kinds():
+    text, transformer = text_pipeline(), transformer_pipeline()
+    text.push_to_hub("user/text")
+    transformer.push_to_hub("user/transformer")
+    return [draw(text, **PROMPTS), draw(transformer)]
+
+
+def load_the_other_kinds():
+    from fm_diffusers import FlowMatchingPipeline
+
+    text, transformer = (
+        FlowMatchingPipeline.from_pretrained(f"user/{name}") for name in ("text", "transformer")
+    )
+    return [draw(text, **PROMPTS), draw(transformer)]
+
+
+def load_the_other_kinds_as_diffusion_pipelines():
+    from diffusers import DiffusionPipeline
+
+    text, transformer = (
+        DiffusionPipeline.from_pretrained(f"user/{name}", trust_remote_code=True)
+        for name in ("text", "transformer")
+    )
+    return [draw(text, **PROMPTS), draw(transformer)]
+
+
+def test_pipelines_of_text_codes_and_transformers_are_pushed_and_loaded(hub):
+    expected = run(push_the_other_kinds, hub.env)
+    folders = {
+        name: {
+            Path(file).parts[0] for file in hub.repos["model", f"user/{name}"].files if "/" in file
+        }
+        for name in ("text", "transformer")
+    }
+    assert folders["text"] == {"scheduler", "text_encoder", "tokenizer", "unet", "vae"}
+    assert folders["transformer"] == {"scheduler", "transformer"}
+    assert run(load_the_other_kinds, hub.env) == expected
+    assert run(load_the_other_kinds_as_diffusion_pipelines, hub.env) == expected
+
+
 def mnist_repository():
     """Return a few images in the layout of the Hub's MNIST."""
     import numpy as np
@@ -172,6 +228,6 @@ def test_the_script_trains_on_the_hub_and_pushes_what_belongs_there(hub, tmp_pat
         "unet/diffusion_pytorch_model.safetensors",
     }
     card = repo.files["README.md"].decode()
-    assert "- ylecun/mnist" in card and "--max_train_steps 2" in card
+    assert "- ylecun/mnist" in card and "--max_train_steps=2" in card
     written = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
     assert not any(hub.token.encode() in file.read_bytes() for file in written)
