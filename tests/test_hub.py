@@ -5,6 +5,7 @@ A client is a function of this file that runs in a process of its own and return
 
 import subprocess
 import sys
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -153,22 +154,17 @@ def push_the_other_kinds():
 
 
 def load_the_other_kinds():
-    from fm_diffusers import FlowMatchingPipeline
-
-    text, transformer = (
-        FlowMatchingPipeline.from_pretrained(f"user/{name}") for name in ("text", "transformer")
-    )
-    return [draw(text, **PROMPTS), draw(transformer)]
-
-
-def load_the_other_kinds_as_diffusion_pipelines():
     from diffusers import DiffusionPipeline
 
-    text, transformer = (
-        DiffusionPipeline.from_pretrained(f"user/{name}", trust_remote_code=True)
-        for name in ("text", "transformer")
-    )
-    return [draw(text, **PROMPTS), draw(transformer)]
+    from fm_diffusers import FlowMatchingPipeline
+
+    return [
+        [draw(load("user/text"), **PROMPTS), draw(load("user/transformer"))]
+        for load in (
+            FlowMatchingPipeline.from_pretrained,
+            partial(DiffusionPipeline.from_pretrained, trust_remote_code=True),
+        )
+    ]
 
 
 def test_pipelines_of_text_codes_and_transformers_are_pushed_and_loaded(hub):
@@ -181,8 +177,43 @@ def test_pipelines_of_text_codes_and_transformers_are_pushed_and_loaded(hub):
     }
     assert folders["text"] == {"scheduler", "text_encoder", "tokenizer", "unet", "vae"}
     assert folders["transformer"] == {"scheduler", "transformer"}
-    assert run(load_the_other_kinds, hub.env) == expected
-    assert run(load_the_other_kinds_as_diffusion_pipelines, hub.env) == expected
+    assert run(load_the_other_kinds, hub.env) == [expected, expected]
+
+
+def push_an_adapter():
+    import torch
+    from huggingface_hub import create_repo, upload_folder
+    from peft import LoraConfig
+
+    from fm_diffusers.lora import lora_layers
+
+    pipe = transformer_pipeline()
+    pipe.transformer.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"]))
+    for name, weight in pipe.transformer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    with TemporaryDirectory() as folder:
+        pipe.save_lora_weights(folder, **lora_layers(transformer=pipe.transformer))
+        create_repo("user/adapter")
+        upload_folder(repo_id="user/adapter", folder_path=folder)
+    return draw(pipe)
+
+
+def load_an_adapter():
+    pipe = transformer_pipeline()
+    plain = draw(pipe)
+    pipe.load_lora_weights("user/adapter", adapter_name="style")
+    adapted = draw(pipe)
+    pipe.unload_lora_weights()
+    return {"adapted": adapted, "plain": plain, "unloaded": draw(pipe)}
+
+
+def test_an_adapter_is_pushed_and_loaded_into_its_base(hub):
+    expected = run(push_an_adapter, hub.env)
+    assert set(hub.repos["model", "user/adapter"].files) == {"pytorch_lora_weights.safetensors"}
+    found = run(load_an_adapter, hub.env)
+    assert found["adapted"] == expected
+    assert found["unloaded"] == found["plain"] != expected
 
 
 def mnist_repository():
