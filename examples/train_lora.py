@@ -1,0 +1,292 @@
+"""Fine-tune a trained flow on other images, by low-rank adapters (LoRA).
+
+    accelerate launch examples/train_lora.py --model outputs/mnist \
+        --dataset_name zalando-datasets/fashion_mnist --output_dir outputs/fashion
+
+It is `train_mnist.py` with one feature more: the network is that of a saved pipeline, and stays as
+it is; what is trained is added to the weights of `--lora_target_modules`, W + alpha/r B A with B A
+of rank r. The adapters alone are saved, with a picture of what the same noise becomes without them
+(upper half) and with them, and a card that names the pipeline:
+
+    pipe = FlowMatchingPipeline.from_pretrained("outputs/mnist")
+    pipe.load_lora_weights("outputs/fashion")
+    pipe(class_labels=[3, 7], guidance_scale=2.0).images
+
+Pipelines may have classes, prompts (`--caption_column`) or neither, a U-Net or a transformer, and
+an autoencoder.
+
+Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
+https://arxiv.org/abs/2106.09685.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from diffusers.models.embeddings import LabelEmbedding
+from diffusers.utils import make_image_grid
+from huggingface_hub import ModelCard, ModelCardData
+from peft import LoraConfig
+from PIL import Image
+from torch import Tensor, nn
+from train_mnist import load_data, train
+
+from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
+from fm_diffusers.conditions import Asked
+from fm_diffusers.lora import lora_layers
+from fm_diffusers.training.arguments import ImageArguments, parse, start
+from fm_diffusers.training.data import ImageData
+from fm_diffusers.training.decoding import MODES
+from fm_diffusers.training.flow import LossArguments, coupled_noise, flow_loss, scaled
+from fm_diffusers.training.pictures import sample_grid
+from fm_diffusers.training.publishing import ASKED, conditioning, create_repository, hardware, push
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+#: Layers that are adapted by default; a U-Net may attend at its lowest level only.
+TARGETS = {"unet": [*ATTENTION, "conv1", "conv2"], "transformer": ATTENTION}
+
+CARD = """# {title}
+
+LoRA weights for `{model}`, trained with `fm_diffusers` on `{dataset}`. The same noise without
+them (upper half) and with them (lower half):
+
+![samples](samples.png)
+
+```python
+from fm_diffusers import FlowMatchingPipeline
+
+pipe = FlowMatchingPipeline.from_pretrained("{model}")
+pipe.load_lora_weights("{title}")
+images = pipe({asked}num_inference_steps=20).images
+```
+
+| | |
+|---|---|
+{table}
+
+```
+accelerate launch examples/train_lora.py {command}
+```
+"""
+
+
+@dataclass
+class LoraArguments(ImageArguments, LossArguments):
+    """Command line."""
+
+    model: str = field(default="outputs/mnist", metadata={"help": "A folder or a Hub id."})
+    output_dir: str = "outputs/lora"
+    rank: int = field(default=8, metadata={"help": "Of the product that is added to a weight."})
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "The product is scaled by alpha / rank; by default 1."}
+    )
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Ends of names of layers; by default those of TARGETS."}
+    )
+    label_column: str = field(
+        default="label", metadata={"help": "For networks with classes; '' trains without."}
+    )
+    caption_column: str = field(
+        default="", metadata={"help": "For networks that take text; '' trains the empty prompt."}
+    )
+    label_dropout: float = field(
+        default=0.1, metadata={"help": "Share of samples trained without class or caption."}
+    )
+
+    def __post_init__(self) -> None:
+        LossArguments.__post_init__(self)
+        ImageArguments.__post_init__(self)
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"--label_dropout must lie in [0, 1], got {self.label_dropout}")
+
+
+def image_channels(pipe: FlowMatchingPipeline) -> int:
+    """Return the channels of the images that a pipeline draws."""
+    return (pipe.network if pipe.vae is None else pipe.vae).config.in_channels
+
+
+def load(args: LoraArguments) -> tuple[FlowMatchingPipeline, LoraArguments]:
+    """Return the pipeline, and the arguments with its image size and channels where not given."""
+    pipe = FlowMatchingPipeline.from_pretrained(args.model)
+    pipe.scheduler = GaussianFlowScheduler.from_config(pipe.scheduler.config)
+    args.check_bounds(pipe.scheduler)
+    mode = {count: name for name, count in MODES.items()}.get(image_channels(pipe))
+    height = pipe.sample_shape(None, None)[1]
+    side = height and height * pipe.vae_scale_factor
+    return pipe, replace(
+        args, resolution=args.resolution or side, image_mode=args.image_mode or mode
+    )
+
+
+def load_conditions(args: LoraArguments, pipe: FlowMatchingPipeline) -> ImageData:
+    """Return the data set with the column that the network is told about."""
+    columns = {"labels": ("label_column", args.label_column)}
+    columns["text"] = ("caption_column", args.caption_column)
+    name, column = columns.get(pipe.takes, ("label_column", ""))
+    data = load_data(args, **{"label_column": None} | {name: column or None})
+    if data.num_classes > pipe.num_classes:
+        raise ValueError(
+            f"{args.dataset_name} has {data.num_classes} classes, the network of {args.model} "
+            f"knows {pipe.num_classes}: choose another --label_column, or '' to train without"
+        )
+    channels = image_channels(pipe)
+    if data.shape[0] != channels:
+        raise ValueError(
+            f"{args.model} takes {channels} channels, the images have {data.shape[0]}: drop "
+            f"--image_mode {args.image_mode}"
+        )
+    if not column:
+        pipe.check_inputs(Asked(batch_size=1))
+    return data
+
+
+def adapt(args: LoraArguments, pipe: FlowMatchingPipeline) -> tuple[str, LoraConfig]:
+    """Give the network an adapter to train; return the component's name and the adapter's."""
+    name = "unet" if pipe.transformer is None else "transformer"
+    network, targets = pipe.network, args.lora_target_modules or TARGETS[name]
+    layers = [f".{layer}" for layer, _ in network.named_modules()]
+    for target in targets:
+        if not any(layer.endswith(f".{target}") for layer in layers):
+            raise ValueError(
+                f"--lora_target_modules {target!r} is the end of no layer's name in the {name} of "
+                f"{args.model}, such as {layers[-1][1:]}"
+            )
+    for layer in network.requires_grad_(False).train().modules():
+        if isinstance(layer, LabelEmbedding):  # which is saved without its dropout
+            layer.dropout_prob = 0.0
+    alpha = args.lora_alpha or args.rank
+    config = LoraConfig(r=args.rank, lora_alpha=alpha, target_modules=targets)
+    network.add_adapter(config)
+    return name, config
+
+
+def make_loss(args: LoraArguments, pipe: FlowMatchingPipeline) -> Callable[..., Tensor]:
+    """Return the loss of a network on a batch, told what the pipeline's network is told."""
+
+    @torch.no_grad()
+    def encode(images: Tensor) -> Tensor:
+        if pipe.vae is None:
+            return images
+        codes = pipe.vae.encode(images).latent_dist.sample()
+        return (codes - (pipe.vae.config.shift_factor or 0.0)) * pipe.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def condition(batch: dict[str, Any], dropped: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        texts, label, null = batch.get("caption"), batch.get("label"), pipe.config.null_label
+        if texts is not None:
+            kept = ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
+            numbers = [texts.index(text) for text in texts]
+            return pipe.encode_prompt(kept)[0], torch.tensor(numbers, device=dropped.device)
+        if label is None:
+            return pipe.encode_condition(Asked(batch_size=len(dropped))), None
+        return label if null is None else label.masked_fill(dropped, null), label
+
+    def loss_of(network: nn.Module, batch: dict[str, Any]) -> Tensor:
+        z = encode(scaled(args, batch["image"]))
+        told, kind = condition(batch, torch.rand(len(z), device=z.device) < args.label_dropout)
+        eps = coupled_noise(args, z, kind)
+        return flow_loss(args, pipe.scheduler, network, z, eps, told)
+
+    return loss_of
+
+
+@torch.no_grad()
+def measure(
+    loss_of: Callable[..., Tensor], network: nn.Module, data: ImageData, args: LoraArguments
+) -> float:
+    """Return the loss on images, times and noise that are the same for every network."""
+    torch.manual_seed(args.seed)
+    batches = islice(data.loader(args.train_batch_size), max(1, 2048 // args.train_batch_size))
+    parts = [loss_of(network, send_to_device(batch, network.device)) for batch in batches]
+    return round(torch.stack(parts).mean().item(), 5)
+
+
+def publish_adapter(
+    args: LoraArguments,
+    pipe: FlowMatchingPipeline,
+    name: str,
+    picture: Image.Image,
+    figures: dict[str, Any],
+    repo_id: str | None,
+) -> None:
+    """Save the adapter of a component with picture, figures and card, and push it to `repo_id`."""
+    folder = Path(args.output_dir)
+    pipe.save_lora_weights(folder, **lora_layers(**{name: pipe.network}))
+    picture.save(folder / "samples.png")
+    (folder / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
+    local = Path(args.model).exists()
+    _, task, asked = ASKED[conditioning(pipe)]
+    card = ModelCardData(
+        library_name="diffusers",
+        license=args.license,
+        pipeline_tag=task,
+        tags=["flow-matching", "fm_diffusers", "lora"],
+        base_model=None if local else args.model,
+        base_model_relation=None if local else "adapter",
+    )
+    text = CARD.format(
+        title=repo_id or args.output_dir,
+        model=Path(args.model).name if local and repo_id else args.model,
+        dataset=data.name if (data := Path(args.dataset_name)).exists() else args.dataset_name,
+        asked=asked,
+        table="\n".join(f"| {key} | {value} |" for key, value in figures.items()),
+        command=args.command(),
+    )
+    ModelCard(f"---\n{card.to_yaml()}\n---\n{text}").save(folder / "README.md")
+    print(f"saved {folder}: {figures}")
+    if repo_id is not None:
+        push(folder, repo_id, f"Train for {figures['steps']} steps", args.hub_token)
+
+
+def shown(pipe: FlowMatchingPipeline, data: ImageData) -> dict[str, Any]:
+    """Return what pictures are asked for: two rows of classes, of prompts, or of nothing."""
+    if pipe.num_classes:
+        return {"class_labels": 2 * list(range(min(pipe.num_classes, 10)))}
+    prompts = list(dict.fromkeys(data.captions or []))[:10]
+    return {"prompt": 2 * prompts} if prompts else {"batch_size": 20}
+
+
+def main(args: LoraArguments) -> None:
+    accelerator: Accelerator = start(args)
+    repo_id = create_repository(args, accelerator)
+    pipe, args = load(args)
+    with accelerator.main_process_first():
+        data = load_conditions(args, pipe)
+    pipe.to(accelerator.device)
+    asked = shown(pipe, data) | {"rows": 2, "stochastic": False}
+    loss_of, plain = make_loss(args, pipe), sample_grid(pipe, **asked)
+    before = measure(loss_of, pipe.network, data, args)
+    name, config = adapt(args, pipe)
+
+    def tuned(network: nn.Module) -> FlowMatchingPipeline:
+        parts = pipe.components | {name: network}
+        return FlowMatchingPipeline(**parts, null_label=pipe.config.null_label)
+
+    def draw(network: nn.Module) -> Image.Image:
+        return make_image_grid([plain, sample_grid(tuned(network), **asked)], rows=2, cols=1)
+
+    trained = sum(weight.numel() for weight in pipe.network.parameters() if weight.requires_grad)
+    loader = data.loader(args.train_batch_size, args.dataloader_num_workers)
+    network, figures = train(args, accelerator, pipe.network, loader, loss_of, draw)
+    if accelerator.is_main_process:
+        figures = figures | {
+            "parameters": f"{trained:,} of {figures['parameters']:,}",
+            "rank": config.r,
+            "alpha": config.lora_alpha,
+            "layers": " ".join(sorted(config.target_modules)),
+            "loss before": before,
+            "loss": measure(loss_of, network, data, args),
+            "hardware": hardware(),
+        }
+        publish_adapter(args, tuned(network), name, draw(network), figures, repo_id)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(parse(LoraArguments))
