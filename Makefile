@@ -26,7 +26,8 @@ demo: $(VENV)/installed
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 	  --dynamo_backend no --num_cpu_threads_per_process $(CORES) \
 	  examples/train_mnist.py --dataset_name digits --output_dir $(DEMO) --block_out_channels 32 64 \
-	  --train_batch_size 64 --max_train_steps 3000 --validation_steps 1500 --checkpointing_steps 1500
+	  --train_batch_size 64 --max_train_steps 3000 --validation_steps 1500 --checkpointing_steps 1500 \
+	  --overwrite_output_dir
 	$(BIN)/python examples/sample_mnist.py --model $(DEMO)
 	$(BIN)/python examples/evaluate.py --model $(DEMO) --dataset_name digits --num_samples 500
 	@echo "The pipeline, its pictures and its figures are in $(DEMO)."

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPTextModel
 
-from fm_diffusers import FlowMatchingPipeline
+from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.training.data import load_images
 
 pytest.importorskip("sklearn")
@@ -164,3 +164,49 @@ def test_captions_and_a_frozen_encoder_train_as_well(examples, tmp_path):
     saved = CLIPTextModel.from_pretrained(tmp_path / "out", subfolder="text_encoder")
     for weight, given in zip(saved.parameters(), encoder.parameters(), strict=True):
         assert torch.equal(weight, given)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Train a small flow for a few seconds."""
+    output = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        script = importlib.import_module("train_mnist")
+        arguments = TINY | {"output_dir": str(output), "block_out_channels": [16, 32]}
+        arguments |= {"train_batch_size": 64, "learning_rate": 3e-3, "ema_decay": 0.98}
+        script.main(script.Arguments(**arguments, max_train_steps=150))
+    return output
+
+
+def test_reflow_straightens_a_flow_and_few_steps_come_nearer(trained, examples, tmp_path):
+    script = examples("reflow")
+    arguments = {name: value for name, value in TINY.items() if name != "dataset_name"}
+    arguments |= {"model": str(trained), "output_dir": str(tmp_path), "ema_decay": 0.98}
+    script.main(
+        script.ReflowArguments(
+            **arguments, num_pairs=600, pair_steps=10, max_train_steps=100, learning_rate=2e-3
+        )
+    )
+    before, after = (script.measure(script.load(folder), seed=5) for folder in (trained, tmp_path))
+    assert after["straightness"] < 0.6 * before["straightness"]
+    assert after["euler 1"] < 0.8 * before["euler 1"]
+    assert after["euler 2"] < 0.8 * before["euler 2"]
+    card = (tmp_path / "README.md").read_text()
+    assert "straightness, before and after" in card and "diffusion=" not in card
+    assert draw(tmp_path, class_labels=[3, 7], guidance_scale=2.0).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"path": "cosine"}, "a flow on the path 'cosine': straight lines are those of the line"),
+        ({"prediction_type": "epsilon"}, "predicts 'epsilon', which has no velocity at the noise"),
+    ],
+)
+def test_flows_without_straight_lines_are_refused(config, message, trained, examples, tmp_path):
+    pipe = FlowMatchingPipeline.from_pretrained(trained)
+    pipe.scheduler = GaussianFlowScheduler(**config)
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        examples("reflow").load(str(tmp_path))
