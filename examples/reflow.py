@@ -31,6 +31,7 @@ from fm_diffusers.conditions import Asked
 from fm_diffusers.predictions import convert
 from fm_diffusers.training.arguments import parse, start
 from fm_diffusers.training.flow import LossArguments, flow_loss
+from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.publishing import create_repository, publish
 
@@ -152,7 +153,7 @@ def main(args: ReflowArguments) -> None:
 
     loader = DataLoader(pairs, args.train_batch_size, shuffle=True, drop_last=True)
     network, figures = train(
-        args, accelerator, copy.deepcopy(pipe.network).train(), loader, loss_of, draw
+        args, accelerator, keep_labels(copy.deepcopy(pipe.network)).train(), loader, loss_of, draw
     )
     if accelerator.is_main_process:
         after = measure(straightened(network), args.seed + 1)

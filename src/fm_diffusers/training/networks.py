@@ -11,6 +11,8 @@ https://arxiv.org/abs/2212.09748.
 from dataclasses import dataclass, field
 
 from diffusers import DiTTransformer2DModel, UNet2DModel
+from diffusers.models.embeddings import LabelEmbedding
+from torch import nn
 
 
 @dataclass
@@ -67,10 +69,7 @@ def make_unet(
 def make_transformer(
     args: NetworkArguments, shape: tuple[int, int, int], num_classes: int
 ) -> DiTTransformer2DModel:
-    """Return a DiT; its own label dropout, which every block draws anew, is off.
-
-    Its label embedding has one row more than `num_classes`, for "no class".
-    """
+    """Return a DiT; its label embedding has one row more than `num_classes`, for "no class"."""
     channels, height, width = shape
     if height != width or height % args.patch_size:
         raise ValueError(
@@ -88,9 +87,18 @@ def make_transformer(
         patch_size=args.patch_size,
         num_embeds_ada_norm=num_classes,
     )
-    for block in transformer.transformer_blocks:
-        block.norm1.emb.class_embedder.dropout_prob = 0.0
-    return transformer
+    return keep_labels(transformer)
+
+
+def keep_labels(network: nn.Module) -> nn.Module:
+    """Turn off the label dropout of a DiT's blocks, which each draws anew; scripts have their own.
+
+    It is no part of what is saved, so a loaded network has it again.
+    """
+    for layer in network.modules():
+        if isinstance(layer, LabelEmbedding):
+            layer.dropout_prob = 0.0
+    return network
 
 
 #: Networks by the name of the pipeline's component.
