@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from diffusers.models.embeddings import LabelEmbedding
 from diffusers.utils import make_image_grid
 from huggingface_hub import ModelCard, ModelCardData
 from peft import LoraConfig
@@ -44,6 +43,7 @@ from fm_diffusers.training.arguments import ImageArguments, parse, start
 from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.decoding import MODES
 from fm_diffusers.training.flow import LossArguments, coupled_noise, flow_loss, scaled
+from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.publishing import ASKED, conditioning, create_repository, hardware, push
 
@@ -157,9 +157,7 @@ def adapt(args: LoraArguments, pipe: FlowMatchingPipeline) -> tuple[str, LoraCon
                 f"--lora_target_modules {target!r} is the end of no layer's name in the {name} of "
                 f"{args.model}, such as {layers[-1][1:]}"
             )
-    for layer in network.requires_grad_(False).train().modules():
-        if isinstance(layer, LabelEmbedding):  # which is saved without its dropout
-            layer.dropout_prob = 0.0
+    keep_labels(network).requires_grad_(False).train()
     alpha = args.lora_alpha or args.rank
     config = LoraConfig(r=args.rank, lora_alpha=alpha, target_modules=targets)
     network.add_adapter(config)
