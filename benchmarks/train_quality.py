@@ -57,6 +57,9 @@ class QualityArguments(NetworkArguments):
     trainings: list[str] = field(default_factory=lambda: list(TRAININGS))
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     evaluations: list[int] = field(default_factory=lambda: [4, 10, 50])
+    cross_evaluations: list[int] = field(
+        default_factory=lambda: [4, 10], metadata={"help": "Of samplers that are not its own."}
+    )
     block_out_channels: list[int] = field(default_factory=lambda: [16, 32, 32])
     max_train_steps: int = 1000
     train_batch_size: int = 64
@@ -115,7 +118,7 @@ def ddpm(network: nn.Module, z: Tensor, label: Tensor, drop: Callable) -> Tensor
     return (output - eps).square().mean()
 
 
-#: Trainings with the samplers of their networks.
+#: Trainings with the samplers of their networks; the first one is that of its users.
 TRAININGS: dict[str, tuple[Loss, tuple[str, ...]]] = {
     "ours": (ours("independent"), ("ours", "Euler")),
     "ours, OT in classes": (ours("optimal_transport"), ("ours", "Euler")),
@@ -232,19 +235,19 @@ def measure(args: QualityArguments, data: ImageData, judge: Judge, path: Path) -
     done = {tuple(row[name] for name in FIELDS[:4]) for row in rows(path)}
     for seed, name in product(args.seeds, args.trainings):
         network = trained(args, name, seed, data)
-        for (sampler_name, sampler), evaluations in product(samplers(name), args.evaluations):
-            key = name, sampler_name, str(evaluations), str(seed)
-            if key in done:
-                continue
-            start = time.perf_counter()
-            frechet, accuracy = judge(*sample(args, network, sampler, evaluations, data.shape))
-            seconds = time.perf_counter() - start
-            values = [*key, f"{frechet:.4f}", f"{accuracy:.4f}", f"{seconds:.1f}"]
-            with path.open("a", newline="") as file:
-                csv.writer(file).writerows(
-                    ([FIELDS] if not path.stat().st_size else []) + [values]
-                )
-            print(*values, flush=True)
+        for sampler_name, sampler in samplers(name):
+            own = sampler_name == TRAININGS[name][1][0]
+            for evaluations in args.evaluations if own else args.cross_evaluations:
+                key = name, sampler_name, str(evaluations), str(seed)
+                if key in done:
+                    continue
+                start = time.perf_counter()
+                frechet, accuracy = judge(*sample(args, network, sampler, evaluations, data.shape))
+                seconds = time.perf_counter() - start
+                values = [*key, f"{frechet:.4f}", f"{accuracy:.4f}", f"{seconds:.1f}"]
+                with path.open("a", newline="") as file:
+                    csv.writer(file).writerow(values)
+                print(*values, flush=True)
 
 
 def trained(args: QualityArguments, name: str, seed: int, data: ImageData) -> nn.Module:
@@ -325,7 +328,8 @@ def main(args: QualityArguments) -> None:
     data = load_images(args.dataset_name)
     path = Path(args.output_dir, "train_quality.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    if not path.exists():
+        path.write_text(",".join(FIELDS) + "\n")
     judge = Judge(args.dataset_name, path.parent / "cache" / "classifier.pt")
     measure(args, data, judge, path)
     write_report(args, path, judge.floor())

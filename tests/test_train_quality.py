@@ -1,0 +1,85 @@
+"""The comparison of trainings measures what it says."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from fm_diffusers import GaussianFlowScheduler
+
+pytest.importorskip("sklearn")
+pytest.importorskip("torchmetrics")
+pytest.importorskip("matplotlib")
+TINY = {
+    "dataset_name": "digits",
+    "block_out_channels": [8, 16],
+    "max_train_steps": 3,
+    "num_samples": 40,
+    "sample_batch_size": 20,
+    "evaluations": [2, 3],
+    "cross_evaluations": [2],
+    "seeds": [0],
+}
+
+
+@pytest.fixture
+def quality(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    return importlib.import_module("train_quality")
+
+
+def test_every_row_is_measured_once_and_reported(quality, tmp_path, capsys):
+    args = quality.QualityArguments(**TINY, trainings=["ours", "DDPM"], output_dir=str(tmp_path))
+    quality.main(args)
+    table = (tmp_path / "train_quality.csv").read_text()
+    assert len(table.splitlines()) == 1 + (2 + 1) + (2 + 1 + 1)
+    report = (tmp_path / "train_quality.md").read_text()
+    assert "| DDPM | DDIM |" in report and (tmp_path / "train_quality.png").exists()
+    quality.main(args)
+    assert (tmp_path / "train_quality.csv").read_text() == table
+
+
+def test_trainings_differ_in_the_loss_alone(quality, monkeypatch):
+    """Every training sees the same weights, images and labels at its first step."""
+    seen = {}
+
+    def spy(name):
+        def loss(network, z, label, drop):
+            weights = torch.cat([weight.detach().flatten() for weight in network.parameters()])
+            seen.setdefault(name, (weights, z, label, drop(label)))
+            return network(z, torch.zeros(len(z)), label).sample.square().mean()
+
+        return loss
+
+    table = {name: (spy(name), samplers) for name, (_, samplers) in quality.TRAININGS.items()}
+    monkeypatch.setattr(quality, "TRAININGS", table)
+    images = torch.randint(0, 256, (100, 1, 8, 8), dtype=torch.uint8)
+    labels = torch.arange(100) % 10
+    for name in table:
+        quality.train(quality.QualityArguments(**TINY), name, 1, images, labels)
+    first, *others = seen.values()
+    assert len(others) == 4
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_the_euler_steps_of_torchcfm_are_those_of_our_scheduler(quality):
+    def field(x, t):
+        return torch.sin(3 * x) + t[:, None] / 1000
+
+    x = torch.randn(7, 3)
+    scheduler = GaussianFlowScheduler(solver="euler", grid="uniform")
+    torch.testing.assert_close(
+        quality.euler(field, x, 6), quality.loop(scheduler, field, x, 6), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_torchcfm_trains(quality):
+    pytest.importorskip("torchcfm")
+    images = torch.randint(0, 256, (100, 1, 8, 8), dtype=torch.uint8)
+    for name in ("torchcfm", "torchcfm, OT"):
+        weights = quality.train(
+            quality.QualityArguments(**TINY), name, 0, images, torch.arange(100) % 10
+        )
+        assert all(weight.isfinite().all() for weight in weights.values())
