@@ -1,14 +1,16 @@
 """Densities against exact ones: mixtures, normalisation, the Jacobian of the whole flow."""
 
 import math
+import re
 
 import pytest
 import torch
 from oracles import GAUSSIAN, STD, mixture
+from tiny_networks import plain_unet
 from torch.autograd.functional import jacobian
 from torch.distributions import Normal
 
-from fm_diffusers.fields import GaussianMixture
+from fm_diffusers.fields import GaussianMixture, from_model
 from fm_diffusers.likelihood import (
     adaptive,
     bits_per_dimension,
@@ -110,7 +112,7 @@ def test_ends_inside_are_those_of_the_path(path_name):
 def test_it_is_the_jacobian_of_the_whole_inversion(path_name):
     """Change of variables, with a determinant by automatic differentiation through the solver."""
     path, field = PATHS[path_name](), network(3)
-    x = torch.randn(4, 3, dtype=torch.float64, generator=seeded())
+    x = torch.randn(2, 3, dtype=torch.float64, generator=seeded())
     found = log_prob(field, path, x, integrator=TIGHT, **ENDS)
 
     def back(z):
@@ -150,6 +152,26 @@ def test_a_grid_converges_to_the_tolerance(solver):
     assert errors[0] > 3.5 ** SOLVERS[solver](Linear()).order * errors[1]
 
 
+@pytest.mark.parametrize("path_name", ["linear", "cosine", "variance_exploding"])
+def test_a_grid_resolves_pixels_that_never_change(path_name):
+    """A background of two levels' noise, under which equal steps of the clock are lost."""
+    std = torch.tensor([2 / 127.5, 0.5], dtype=torch.float64)
+    path = PATHS[path_name]()
+    flows = [GaussianMixture(torch.zeros(1, 1).double(), s).field(path) for s in std]
+    x = std * torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
+
+    def field(x, t):
+        """The exact velocity of independent pixels, each of its own deviation."""
+        pixels = x.split(1, 1)
+        return torch.cat([f(pixel, t) for f, pixel in zip(flows, pixels, strict=True)], 1)
+
+    last = path(1.0)
+    blurred = Normal(0.0, (std**2 + (last.beta / last.alpha) ** 2).sqrt())
+    exact = blurred.log_prob(x).sum(1)
+    found = log_prob(field, path, x, integrator=on_grid(20)).value
+    assert (found - exact).abs().max() < 0.01
+
+
 @pytest.mark.parametrize("path_name", PATHS)
 def test_noise_is_found_again(path_name):
     """Of a Gaussian exactly; and sampling carries it back to the data."""
@@ -174,6 +196,25 @@ def test_the_divergence_of_images_is_the_trace_of_the_jacobian():
     torch.testing.assert_close(found, torch.stack([j.trace() for j in full])[None])
 
 
+def test_a_network_of_diffusers_has_a_divergence_and_an_inverse():
+    """With attention, in single precision, and with labels; sampling leads back to the data."""
+    torch.manual_seed(0)
+    net = plain_unet(num_class_embeds=3, in_channels=1, out_channels=1).eval()
+    x, path = torch.rand(2, 1, 8, 8) * 2 - 1, Linear()
+    labelled = from_model(net, num_train_timesteps=10, class_labels=torch.tensor([0, 2]))
+
+    def field(x, t):
+        return labelled(x, t) / 10  # gentle, as random weights are not
+
+    _, found = divergence(field, x, torch.tensor(0.5))
+    full = jacobian(lambda z: field(z, torch.tensor(0.5)), x).reshape(2, 64, 2, 64)
+    expected = torch.stack([full[i, :, i].trace() for i in range(2)])
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)
+    noise = log_prob(field, path, x, num_probes=1, generator=seeded()).noise
+    assert (noise - x).abs().max() > 0.1
+    torch.testing.assert_close(integrate_adaptive(path, field, noise), x, rtol=0, atol=2e-3)
+
+
 def test_random_signs_are_unbiased():
     """The mean over all sign vectors, which are equally likely, is the divergence itself."""
     field, x = network(4), torch.randn(3, 4, dtype=torch.float64, generator=seeded())
@@ -189,10 +230,10 @@ def test_random_signs_are_unbiased():
 
 def test_the_standard_error_tells_how_far_the_estimate_is():
     data = mixture(dim=8)
-    x = data.sample(64, seeded())
+    x = data.sample(32, seeded())
     field, path = data.field(Linear()), Linear()
     exact = log_prob(field, path, x).value
-    few, many = (log_prob(field, path, x, num_probes=k, generator=seeded()) for k in (32, 128))
+    few, many = (log_prob(field, path, x, num_probes=k, generator=seeded()) for k in (16, 64))
     for found in (few, many):
         deviation = (found.value - exact) / found.standard_error
         assert 0.7 < deviation.square().mean().sqrt() < 1.4
@@ -210,12 +251,22 @@ def test_random_vectors_are_drawn_once_and_cost_the_adaptive_solver_little():
         calls.append(t)
         return exact_field(x, t)
 
+    def redrawn(state, u):
+        """What peers integrate: the same estimates, of another random vector every time."""
+        y = state[:, :8]
+        value, estimate = divergence(field, y, u, rademacher(y, 1))
+        return torch.cat([value, estimate.T / 8], 1)
+
     counts = []
     for probes in (None, 1):
         calls.clear()
         log_prob(field, Linear(), x, num_probes=probes, generator=seeded())
         counts.append(len(calls))
     assert counts[1] < 2 * counts[0]
+    calls.clear()
+    torch.manual_seed(0)
+    adaptive(1e-4, 1e-4)(redrawn, torch.cat([x, x[:, :1] * 0], 1), 1.0, 0.0)
+    assert len(calls) > 3 * counts[1]  # even at ten times the tolerance
     same = [
         log_prob(exact_field, Linear(), x, num_probes=2, generator=seeded(5)).value
         for _ in range(2)
@@ -299,6 +350,33 @@ def test_a_field_without_gradient_is_no_field_of_divergence_zero():
         log_prob(torch.no_grad()(GAUSSIAN.field(Linear())), Linear(), torch.ones(1, 1).double())
 
 
+@pytest.mark.parametrize("function", [log_prob, invert])
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2, 1, dtype=torch.uint8), "got torch.uint8: 8-bit images .* dequantize"),
+        (torch.zeros(2, 1).bfloat16(), "must be float32 or float64, got torch.bfloat16"),
+        (torch.tensor([[0.0], [math.nan]]), "with 1 values that are not finite"),
+        (torch.zeros(0, 1), r"not empty, got shape \(0, 1\)"),
+    ],
+)
+def test_what_is_no_data_is_refused(function, x, message):
+    with pytest.raises(ValueError, match=message):
+        function(GAUSSIAN.field(Linear()), Linear(), x)
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpm_solver++"])
+def test_a_solver_that_cannot_start_at_the_data_is_refused_there(solver):
+    field, x = GAUSSIAN.field(Linear()), torch.ones(1, 1).double()
+    with pytest.raises(ValueError, match=f"solver '{re.escape(solver)}' cannot start where"):
+        invert(field, Linear(), x, integrator=on_grid(40, solver))
+    found, exact = (
+        invert(field, Linear(), x, t_max=0.9, integrator=integrator)
+        for integrator in (on_grid(40, solver), TIGHT)
+    )
+    torch.testing.assert_close(found, exact, rtol=0, atol=0.03)
+
+
 def test_other_refusals():
     with pytest.raises(ValueError, match="unknown solver 'rk5'"):
         on_grid(10, "rk5")
@@ -308,3 +386,5 @@ def test_other_refusals():
         dequantize(torch.zeros(1, 1, 2, 2))
     with pytest.raises(ValueError, match=r"n of at least 2, got \(1,\)"):
         bits_per_dimension(torch.zeros(1), 4)
+    with pytest.raises(ValueError, match="num_dimensions must be channels .* got 0"):
+        bits_per_dimension(torch.zeros(2), 0)

@@ -30,8 +30,6 @@ Generative Modeling", https://arxiv.org/abs/2210.02747.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -39,34 +37,13 @@ from torch import Tensor
 
 from fm_diffusers.fields import Field
 from fm_diffusers.likelihood.divergence import differentiable, divergence, rademacher
+from fm_diffusers.likelihood.integrators import Integrator, adaptive
 from fm_diffusers.paths import GaussianPath, Linear
 from fm_diffusers.predictions import CANONICAL
-from fm_diffusers.solvers import SOLVERS, Multistep, integrate, integrate_adaptive
-from fm_diffusers.tables import look_up
+from fm_diffusers.solvers import Multistep
 
 #: The clock at the default ends where a model says nothing at t = 0 or at t = 1.
 INSIDE = (0.01, 0.999)
-
-#: Carries a state along a field of the linear path, from one time to another.
-Integrator = Callable[[Field, Tensor, float, float], Tensor]
-
-
-def adaptive(rtol: float = 1e-5, atol: float = 1e-5, method: str = "dopri5") -> Integrator:
-    """Return the integration to a tolerance, see `solvers.integrate_adaptive`."""
-    return partial(integrate_adaptive, Linear(), rtol=rtol, atol=atol, method=method)
-
-
-def on_grid(num_steps: int, solver: str = "rk4") -> Integrator:
-    """Return the integration in equal steps of the clock, by an ODE solver of `SOLVERS`."""
-    method = look_up("solver", SOLVERS, solver)(Linear())
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-
-    def integrator(field: Field, state: Tensor, start: float, end: float) -> Tensor:
-        times = torch.linspace(start, end, num_steps + 1, dtype=torch.float64)
-        return integrate(method, field, state, times)
-
-    return integrator
 
 
 class LogDensity(NamedTuple):
@@ -99,7 +76,7 @@ def invert(
     Args:
         field: `f(x, t)`, returning what `prediction` names.
         path: the path of the field.
-        x: data, shape `(batch, ...)`.
+        x: data, shape `(batch, ...)`, float32 or float64.
         prediction: what the field predicts, one of `PREDICTIONS`.
         t_min: where to end, 0 is noise; by default there, or inside (see the module).
         t_max: where to start, 1 is data; by default there, or inside.
@@ -109,7 +86,8 @@ def invert(
         The samples at `t_min` on the path: what a pipeline takes as `latents`.
 
     Raises:
-        ValueError: if the model does not determine the slope at an end.
+        ValueError: if the model does not determine the slope at an end, or `x` is no float32 or
+            float64 data.
 
     Example:
         >>> from fm_diffusers.fields import GaussianMixture
@@ -118,6 +96,7 @@ def invert(
         tensor([[ 1.],
                 [-2.]])
     """
+    _check_data(x)
     slope, (start, end), scale = _on_clock(field, path, prediction, t_min, t_max)
     return scale * (integrator or adaptive())(slope, end * x, end, start)
 
@@ -140,7 +119,7 @@ def log_prob(
         field: `f(x, t)`, differentiable, each sample on its own, returning what `prediction`
             names.
         path: the path of the field.
-        x: data, shape `(batch, ...)`.
+        x: data, shape `(batch, ...)`, float32 or float64.
         prediction: what the field predicts, one of `PREDICTIONS`.
         t_min: where the noise is, 0; by default there, or inside (see the module).
         t_max: where the data is, 1; by default there, or inside.
@@ -151,7 +130,7 @@ def log_prob(
 
     Raises:
         ValueError: if the model does not determine the slope at an end, the field cannot be
-            differentiated, or there is no random vector.
+            differentiated, `x` is no float32 or float64 data, or there is no random vector.
 
     Example:
         >>> from fm_diffusers.fields import GaussianMixture
@@ -165,6 +144,7 @@ def log_prob(
         raise ValueError(
             f"num_probes must be at least 1, or None for exact divergences, got {num_probes}"
         )
+    _check_data(x)
     slope, (start, end), scale = _on_clock(field, path, prediction, t_min, t_max)
     probes = None if num_probes is None else rademacher(x, num_probes, generator)
     flat, count = x.flatten(1), num_probes or 1
@@ -180,6 +160,19 @@ def log_prob(
     variance_of_mean = (each - value).square().sum(1) / (count * (count - 1))  # 0/0 for one
     error = torch.zeros_like(prior) if probes is None else variance_of_mean.sqrt()
     return LogDensity(value[:, 0], error, scale * state[:, :dim].reshape(x.shape))
+
+
+def _check_data(x: Tensor) -> None:
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"x must be float32 or float64, got {x.dtype}: 8-bit images become points of a "
+            "density by dequantize()"
+        )
+    if not x.isfinite().all() or not x.numel():
+        raise ValueError(
+            f"x must be finite and not empty, got shape {tuple(x.shape)} with "
+            f"{(~x.isfinite()).sum().item()} values that are not finite: remove these samples"
+        )
 
 
 def _on_clock(

@@ -55,7 +55,8 @@ def bits_per_dimension(log_density: Tensor, num_dimensions: int) -> BitsPerDimen
         num_dimensions: d, channels times height times width.
 
     Raises:
-        ValueError: for fewer than two images, which tell nothing about the error.
+        ValueError: for fewer than two images, which tell nothing about the error, or for no
+            dimension.
 
     Example:
         >>> log_density = torch.full((4,), 3 * math.log(0.5))  # uniform on [-1, 1]^3
@@ -66,6 +67,11 @@ def bits_per_dimension(log_density: Tensor, num_dimensions: int) -> BitsPerDimen
         raise ValueError(
             "log_density must have the shape (n,) with n of at least 2, got "
             f"{tuple(log_density.shape)}"
+        )
+    if num_dimensions < 1:
+        raise ValueError(
+            "num_dimensions must be channels times height times width, at least 1, got "
+            f"{num_dimensions}"
         )
     bits = -log_density.double() / (num_dimensions * math.log(2)) + math.log2(127.5)
     return BitsPerDimension(bits.mean().item(), (bits.std() / math.sqrt(len(bits))).item())
