@@ -1,24 +1,38 @@
-"""Measure a class-conditional pipeline: does a classifier of real images recognise its samples?
+"""Measure a pipeline: quality against evaluations, as an ODE and as an SDE, and its likelihood.
 
-    python examples/evaluate.py --model outputs/mnist --num_samples 1000
+    python examples/evaluate.py --model outputs/mnist --dataset_name ylecun/mnist \
+        --test_split test --num_samples 2000
 
-trains a support vector machine on real images of the data set, checks it on others, and reports
-the share of samples that it takes for the class that was asked for, for the ODE and for the SDE of
-the same network. The figures are printed as a table and written to `evaluation.json`.
+A small classifier of the data set is trained on one half of its images (with `--test_split`, on
+those of `--dataset_split`); samples are compared with one half of the others (see
+`fm_diffusers.evaluation`), and they are asked for the classes or the captions of the other half,
+whose own figures are the floor. Every combination of `--solvers`, `--diffusions` (`none` is the
+ODE), `--guidance_scales` and `--num_inference_steps` is a row. Of pipelines in pixels the bits per
+dimension of that other half are measured as well (see `fm_diffusers.likelihood`); without
+`--test_split` the network may have been trained on it.
+
+Writes `evaluation.json` and `evaluation.png`, and renews the model card beside them if there is
+one.
 """
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from sklearn.svm import SVC
-from train_mnist import Arguments, load_images, processes
+from evaluation_report import FIGURES, draw, line, numbers
+from torch import Tensor
 from transformers import HfArgumentParser
 
-from fm_diffusers import FlowMatchingPipeline
+from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
+from fm_diffusers.evaluation import Judge, train_classifier
+from fm_diffusers.likelihood import adaptive, bits_per_dimension, dequantize, log_prob
+from fm_diffusers.training.data import load_images
+from fm_diffusers.training.publishing import conditioning, write_card
 
 
 @dataclass
@@ -27,62 +41,209 @@ class EvaluationArguments:
 
     model: str = field(metadata={"help": "A saved pipeline: a folder or a Hub id."})
     dataset_name: str = "ylecun/mnist"
+    dataset_config_name: str | None = None
+    dataset_split: str = "train"
+    test_split: str | None = field(
+        default=None, metadata={"help": "Not trained on; by default half of `--dataset_split`."}
+    )
+    image_column: str = "image"
+    label_column: str = "label"
+    caption_column: str | None = field(default=None, metadata={"help": "Of pipelines by text."})
+    image_mode: str | None = None
+    resolution: int | None = None
+    max_real_images: int = field(default=40_000, metadata={"help": "Of each split."})
     num_samples: int = 500
     batch_size: int = 250
-    guidance_scale: float = 1.0
-    ode_steps: int = 20
-    sde_steps: int = 50
-    diffusion: str = field(default="memoryless", metadata={"help": "Coefficient of the SDE."})
+    solvers: list[str] = field(default_factory=lambda: ["predictor_corrector"])
+    diffusions: list[str] = field(
+        default_factory=lambda: ["none", "memoryless"],
+        metadata={"help": "Coefficients of the noise, `none` is the ODE."},
+    )
+    num_inference_steps: list[int] = field(default_factory=lambda: [4, 10, 20, 50])
+    guidance_scales: list[float] = field(default_factory=lambda: [1.0])
+    num_likelihood_images: int = field(default=100, metadata={"help": "0 leaves this part out."})
+    tolerance: float = field(default=1e-3, metadata={"help": "Of the likelihood's solver."})
     seed: int = 0
-    max_real_images: int = field(default=12_000, metadata={"help": "For the classifier."})
     output_dir: str | None = field(default=None, metadata={"help": "By default the model folder."})
 
-
-def train_classifier(args: EvaluationArguments) -> tuple[SVC, float]:
-    """Return a classifier of real images and its accuracy on real images held out."""
-    images, labels = load_images(Arguments(dataset_name=args.dataset_name))
-    order = np.random.default_rng(args.seed).permutation(len(images))[: args.max_real_images]
-    images, labels = images.flatten(1).numpy()[order] / 255, labels.numpy()[order]
-    held_out = len(images) // 6
-    classifier = SVC(C=10).fit(images[held_out:], labels[held_out:])
-    return classifier, classifier.score(images[:held_out], labels[:held_out])
-
-
-def sample(pipe: FlowMatchingPipeline, args: EvaluationArguments, steps: int) -> tuple:
-    """Return samples in equal numbers from every class, shape `(n, pixels)`, and the classes."""
-    labels = [i % pipe.num_classes for i in range(args.num_samples)]
-    generator = torch.Generator().manual_seed(args.seed)
-    images = [
-        pipe(
-            class_labels=labels[i : i + args.batch_size],
-            num_inference_steps=steps,
-            guidance_scale=args.guidance_scale,
-            generator=generator,
-            output_type="pt",
-        ).images
-        for i in range(0, args.num_samples, args.batch_size)
-    ]
-    return torch.cat(images).flatten(1).cpu().numpy(), np.array(labels)
+    def __post_init__(self) -> None:
+        if self.num_samples < 4:
+            raise ValueError(f"--num_samples must be at least 4, got {self.num_samples}")
+        if self.num_likelihood_images not in (0, *range(2, self.max_real_images)):
+            raise ValueError(
+                "--num_likelihood_images must be 0, or at least 2 and less than "
+                f"--max_real_images, got {self.num_likelihood_images}"
+            )
 
 
-def main(args: EvaluationArguments) -> dict[str, float]:
-    """Print the table, write it to `evaluation.json` and return it."""
-    classifier, real = train_classifier(args)
-    figures = {"real images": real}
-    pipe = FlowMatchingPipeline.from_pretrained(args.model)
-    pipe.set_progress_bar_config(disable=True)
-    for name, steps in processes(pipe, args.ode_steps, args.sde_steps, args.diffusion):
-        start = time.perf_counter()
-        images, labels = sample(pipe, args, steps)
-        seconds = time.perf_counter() - start
-        figures[name] = float((classifier.predict(images) == labels).mean())
-        print(f"{name}: {args.num_samples} samples in {seconds:.1f} s")
-    print(f"\nclassifier accuracy (guidance {args.guidance_scale:g})")
-    for name, accuracy in figures.items():
-        print(f"  {name:32s} {accuracy:7.1%}")
-    Path(args.output_dir or args.model, "evaluation.json").write_text(
-        json.dumps(figures | {"arguments": vars(args)}, indent=2) + "\n"
+@dataclass(frozen=True)
+class Real:
+    """Real images in uint8, with labels and, where the data set has them, captions."""
+
+    images: Tensor
+    labels: Tensor
+    captions: list[str] | None
+
+    def __getitem__(self, order: Tensor) -> "Real":
+        captions = self.captions and [self.captions[i] for i in order.tolist()]
+        return Real(self.images[order], self.labels[order], captions)
+
+    @property
+    def scaled(self) -> Tensor:
+        """The images in [-1, 1]."""
+        return self.images.float() / 127.5 - 1
+
+    def conditions(self, pipe: FlowMatchingPipeline) -> dict[str, list]:
+        """Return what a pipeline is asked with for these images."""
+        if conditioning(pipe) == "prompt" and self.captions is None:
+            raise ValueError("the pipeline takes prompts: name their column by --caption_column")
+        return {
+            "prompt": {"prompt": self.captions},
+            "class": {"class_labels": self.labels.tolist()},
+            None: {},
+        }[conditioning(pipe)]
+
+
+def load(args: EvaluationArguments, split: str) -> Real:
+    """Return the images of a split, shuffled."""
+    data = load_images(
+        args.dataset_name,
+        config_name=args.dataset_config_name,
+        split=split,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        caption_column=args.caption_column,
+        resolution=args.resolution,
+        image_mode=args.image_mode,
     )
+    if data.labels is None or data.images is None:
+        raise ValueError(
+            f"{args.dataset_name!r} must have labels, for the classifier whose features are "
+            "compared (--label_column), and fit into memory (--resolution)"
+        )
+    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(args.seed))
+    return Real(data.images, data.labels, data.captions)[order[: args.max_real_images]]
+
+
+def load_all(args: EvaluationArguments) -> list[Real]:
+    """Return the images for the classifier, those to compare with, and further ones."""
+    known = load(args, args.dataset_split)
+    half = torch.arange(len(known.images)).chunk(2)
+    held_out = known[half[1]] if args.test_split is None else load(args, args.test_split)
+    known = known[half[0]] if args.test_split is None else known
+    return [known, *(held_out[part] for part in torch.arange(len(held_out.images)).chunk(2))]
+
+
+def schedulers(
+    pipe: FlowMatchingPipeline, args: EvaluationArguments
+) -> list[tuple[str, str | None, GaussianFlowScheduler]]:
+    """Return the scheduler of the pipeline with every solver and coefficient, and their names."""
+    config, made = pipe.scheduler.config, []
+    for solver, name in product(args.solvers, args.diffusions):
+        diffusion = None if name == "none" else name
+        other = {} if solver == config.get("solver") else {"solver_kwargs": None}
+        changes = {"solver": solver, "diffusion": diffusion, **other}
+        made.append((solver, diffusion, GaussianFlowScheduler.from_config(config, **changes)))
+    return made
+
+
+def measure(
+    pipe: FlowMatchingPipeline,
+    processes: list[tuple[str, str | None, GaussianFlowScheduler]],
+    judge: Judge,
+    real: Real,
+    args: EvaluationArguments,
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for every combination, with the same noise, asked for what `real` shows."""
+    asked = real[torch.arange(args.num_samples) % len(real.images)]
+    labels = asked.labels.to(pipe.device) if conditioning(pipe) else None
+    parts = [asked[part] for part in torch.arange(args.num_samples).split(args.batch_size)]
+    for (solver, diffusion, scheduler), scale in product(processes, args.guidance_scales):
+        pipe.scheduler = scheduler
+        for steps in args.num_inference_steps:
+            start, generator = time.perf_counter(), torch.Generator().manual_seed(args.seed)
+            options = {"generator": generator, "guidance_scale": scale, "output_type": "pt"}
+            options["num_inference_steps"] = steps
+            images = torch.cat(
+                [
+                    pipe(**(part.conditions(pipe) or {"batch_size": len(part.images)}), **options)[
+                        0
+                    ]
+                    for part in parts
+                ]
+            )
+            seconds = time.perf_counter() - start
+            yield {
+                "solver": solver,
+                "diffusion": diffusion,
+                "num_inference_steps": steps,
+                "evaluations": len(pipe.scheduler.timesteps),
+                "guidance_scale": scale,
+                **judge(2 * images - 1, labels),
+                "seconds": seconds,
+            }
+
+
+def likelihood(
+    pipe: FlowMatchingPipeline, real: Real, args: EvaluationArguments
+) -> dict[str, float]:
+    """Return the bits per dimension of real images, with one random vector for each."""
+    generator, found = torch.Generator().manual_seed(args.seed), []
+    count = min(args.num_likelihood_images, len(real.images))
+    for part in torch.arange(count).split(args.batch_size):
+        batch, scheduler = real[part], pipe.scheduler
+        x = dequantize(batch.images, generator).to(pipe.device)
+        field, _ = pipe.calibration_field(len(x), noise=x, **batch.conditions(pipe))
+        density = log_prob(
+            lambda x, t, field=field: field(x, t, slice(None)),
+            scheduler.path,
+            x,
+            scheduler.config.prediction_type,
+            num_probes=1,
+            generator=generator,
+            integrator=adaptive(args.tolerance, args.tolerance),
+        )
+        found.append(density.value.cpu())
+    bits = bits_per_dimension(torch.cat(found), real.images[0].numel())
+    return bits._asdict() | {"num_images": count}
+
+
+def main(args: EvaluationArguments) -> dict[str, Any]:
+    """Print the table, write it with its picture and return it."""
+    folder = Path(args.output_dir or args.model)
+    if args.output_dir is None and not folder.is_dir():
+        raise ValueError(f"{args.model!r} is no folder: say by --output_dir where figures go")
+    folder.mkdir(parents=True, exist_ok=True)
+    known, compared, further = load_all(args)
+    pipe = FlowMatchingPipeline.from_pretrained(args.model)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    processes, trained = schedulers(pipe, args), pipe.scheduler
+    device, few = pipe.device, torch.arange(min(args.num_samples, len(further.images)))
+    classifier = train_classifier(known.scaled.to(device), known.labels.to(device))
+    judge, floor = Judge(classifier, compared.scaled.to(device)), further[few]
+    real = judge(floor.scaled.to(device), floor.labels.to(device))
+    print(" " * 57 + "".join(f"{title:>11s}" for title, _ in FIGURES.values()))
+    print(f"{f'{len(few)} real images':57s}" + numbers(real))
+    figures = {
+        "dataset": args.dataset_name,
+        "num_samples": args.num_samples,
+        "real": real | {"num_images": len(few)},
+        "rows": [],
+        "bits_per_dimension": None,
+        "arguments": vars(args),
+    }
+    for row in measure(pipe, processes, judge, further, args):
+        print(line(row), flush=True)
+        figures["rows"].append(row)
+    pipe.scheduler = trained
+    if args.num_likelihood_images and pipe.vae is None:
+        figures["bits_per_dimension"] = bits = likelihood(pipe, further, args)
+        print("bits per dimension {value:.3f} +- {standard_error:.3f}".format(**bits))
+    (folder / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
+    draw(figures, folder / "evaluation.png")
+    if (folder / "training.json").exists():
+        write_card(folder)
     return figures
 
 

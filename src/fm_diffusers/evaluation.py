@@ -69,6 +69,11 @@ class Classifier(nn.Module):
         """Return what the last layer sees, shape `(n, num_features)`, of images in [-1, 1]."""
         return torch.cat([self.body(part) for part in images.split(BLOCK)])
 
+    @torch.no_grad()
+    def accuracy(self, features: Tensor, labels: Tensor) -> float:
+        """Return the share of features of images that are taken for their labels."""
+        return (self.head(features).argmax(1) == labels).double().mean().item()
+
 
 def train_classifier(
     images: Tensor,
@@ -205,11 +210,10 @@ class Judge:
                 f"got {tuple(samples.shape[1:])}"
             )
         features = self.classifier.features(samples)
-        named = None if labels is None else self.classifier.head(features).argmax(1) == labels
         return {
             "frechet_distance": frechet_distance(self.real_features, features),
             "precision": covered(features, self.real_features),
             "recall": covered(self.real_features, features),
-            "accuracy": None if named is None else named.double().mean().item(),
+            "accuracy": None if labels is None else self.classifier.accuracy(features, labels),
             "sliced_wasserstein": sliced_wasserstein(self.real, samples),
         }
