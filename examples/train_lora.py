@@ -82,6 +82,7 @@ class LoraArguments(ImageArguments, LossArguments):
 
     model: str = field(default="outputs/mnist", metadata={"help": "A folder or a Hub id."})
     output_dir: str = "outputs/lora"
+    learning_rate: float = 3e-3
     rank: int = field(default=8, metadata={"help": "Of the product that is added to a weight."})
     lora_alpha: int | None = field(
         default=None, metadata={"help": "The product is scaled by alpha / rank; by default 1."}
