@@ -12,7 +12,7 @@ dimension of that other half are measured as well (see `fm_diffusers.likelihood`
 `--test_split` the network may have been trained on it.
 
 Writes `evaluation.json` and `evaluation.png`, and renews the model card beside them if there is
-one.
+one; `--push_to_hub` pushes the folder.
 """
 
 import json
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from evaluation_report import FIGURES, draw, line, numbers
+from huggingface_hub import create_repo
 from torch import Tensor
 from transformers import HfArgumentParser
 
@@ -32,7 +33,7 @@ from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.evaluation import Judge, train_classifier
 from fm_diffusers.likelihood import adaptive, bits_per_dimension, dequantize, log_prob
 from fm_diffusers.training.data import load_images
-from fm_diffusers.training.publishing import conditioning, write_card
+from fm_diffusers.training.publishing import conditioning, push, write_card
 
 
 @dataclass
@@ -65,6 +66,9 @@ class EvaluationArguments:
     tolerance: float = field(default=1e-3, metadata={"help": "Of the likelihood's solver."})
     seed: int = 0
     output_dir: str | None = field(default=None, metadata={"help": "By default the model folder."})
+    push_to_hub: bool = field(default=False, metadata={"help": "The folder with its new card."})
+    hub_model_id: str | None = None
+    hub_token: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_samples < 4:
@@ -136,20 +140,28 @@ def load_all(args: EvaluationArguments) -> list[Real]:
 
 def schedulers(
     pipe: FlowMatchingPipeline, args: EvaluationArguments
-) -> list[tuple[str, str | None, GaussianFlowScheduler]]:
-    """Return the scheduler of the pipeline with every solver and coefficient, and their names."""
+) -> list[GaussianFlowScheduler]:
+    """Return the scheduler of the pipeline with every solver and coefficient.
+
+    Parameters that were saved for the solver and the coefficient of the pipeline stay theirs.
+    """
     config, made = pipe.scheduler.config, []
-    for solver, name in product(args.solvers, args.diffusions):
-        diffusion = None if name == "none" else name
-        other = {} if solver == config.get("solver") else {"solver_kwargs": None}
-        changes = {"solver": solver, "diffusion": diffusion, **other}
-        made.append((solver, diffusion, GaussianFlowScheduler.from_config(config, **changes)))
+    for solver, diffusion in product(args.solvers, args.diffusions):
+        names = {"solver": solver, "diffusion": None if diffusion == "none" else diffusion}
+        foreign = {f"{kind}_kwargs": None for kind in names if names[kind] != config.get(kind)}
+        made.append(GaussianFlowScheduler.from_config(config, **names, **foreign))
     return made
+
+
+def sample(pipe: FlowMatchingPipeline, parts: list[Real], **options: Any) -> Tensor:
+    """Return images in [-1, 1], as many as real ones and asked for what these show."""
+    asked = [part.conditions(pipe) or {"batch_size": len(part.images)} for part in parts]
+    return 2 * torch.cat([pipe(**a, **options, output_type="pt").images for a in asked]) - 1
 
 
 def measure(
     pipe: FlowMatchingPipeline,
-    processes: list[tuple[str, str | None, GaussianFlowScheduler]],
+    processes: list[GaussianFlowScheduler],
     judge: Judge,
     real: Real,
     args: EvaluationArguments,
@@ -158,28 +170,19 @@ def measure(
     asked = real[torch.arange(args.num_samples) % len(real.images)]
     labels = asked.labels.to(pipe.device) if conditioning(pipe) else None
     parts = [asked[part] for part in torch.arange(args.num_samples).split(args.batch_size)]
-    for (solver, diffusion, scheduler), scale in product(processes, args.guidance_scales):
+    for scheduler, scale in product(processes, args.guidance_scales):
         pipe.scheduler = scheduler
         for steps in args.num_inference_steps:
-            start, generator = time.perf_counter(), torch.Generator().manual_seed(args.seed)
-            options = {"generator": generator, "guidance_scale": scale, "output_type": "pt"}
-            options["num_inference_steps"] = steps
-            images = torch.cat(
-                [
-                    pipe(**(part.conditions(pipe) or {"batch_size": len(part.images)}), **options)[
-                        0
-                    ]
-                    for part in parts
-                ]
-            )
+            options = {"num_inference_steps": steps, "guidance_scale": scale}
+            generator, start = torch.Generator().manual_seed(args.seed), time.perf_counter()
+            images = sample(pipe, parts, generator=generator, **options)
             seconds = time.perf_counter() - start
             yield {
-                "solver": solver,
-                "diffusion": diffusion,
-                "num_inference_steps": steps,
-                "evaluations": len(pipe.scheduler.timesteps),
-                "guidance_scale": scale,
-                **judge(2 * images - 1, labels),
+                "solver": scheduler.config.solver,
+                "diffusion": scheduler.config.diffusion,
+                "evaluations": len(scheduler.timesteps),
+                **options,
+                **judge(images, labels),
                 "seconds": seconds,
             }
 
@@ -208,12 +211,42 @@ def likelihood(
     return bits._asdict() | {"num_images": count}
 
 
-def main(args: EvaluationArguments) -> dict[str, Any]:
-    """Print the table, write it with its picture and return it."""
-    folder = Path(args.output_dir or args.model)
+def results(args: EvaluationArguments) -> Path:
+    """Return the folder of the results; raise a `ValueError` if the end could not be reached."""
+    folder, trained = Path(args.output_dir or args.model), Path(args.model, "training.json")
     if args.output_dir is None and not folder.is_dir():
         raise ValueError(f"{args.model!r} is no folder: say by --output_dir where figures go")
+    if args.push_to_hub and not (folder / "training.json").is_file():
+        raise ValueError(
+            f"--push_to_hub pushes a trained pipeline with its card, but {folder} has no "
+            "training.json: push from the folder of the training"
+        )
+    record = json.loads(trained.read_text()) if trained.is_file() else {}
+    coupling = record.get("coupling", "independent")
+    if coupling != "independent" and set(args.diffusions) != {"none"}:
+        raise ValueError(
+            f"noise and data of the training were coupled ({coupling}), which leaves no score to "
+            f"sample an SDE with: pass --diffusions none, got {args.diffusions}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def publish(args: EvaluationArguments, folder: Path) -> None:
+    """Renew the model card and push the folder, under the name that it has on the Hub."""
+    if args.push_to_hub:
+        name, file = args.hub_model_id or folder.resolve().name, folder / "training.json"
+        repo_id = create_repo(name, token=args.hub_token, exist_ok=True).repo_id
+        record = json.loads(file.read_text()) | {"title": repo_id}
+        file.write_text(json.dumps(record, indent=2) + "\n")
+    write_card(folder)
+    if args.push_to_hub:
+        push(folder, repo_id, "Evaluate", args.hub_token)
+
+
+def main(args: EvaluationArguments) -> dict[str, Any]:
+    """Print the table, write it with its picture and return it."""
+    folder = results(args)
     known, compared, further = load_all(args)
     pipe = FlowMatchingPipeline.from_pretrained(args.model)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -231,7 +264,7 @@ def main(args: EvaluationArguments) -> dict[str, Any]:
         "real": real | {"num_images": len(few)},
         "rows": [],
         "bits_per_dimension": None,
-        "arguments": vars(args),
+        "arguments": {name: v for name, v in vars(args).items() if name != "hub_token"},
     }
     for row in measure(pipe, processes, judge, further, args):
         print(line(row), flush=True)
@@ -243,7 +276,7 @@ def main(args: EvaluationArguments) -> dict[str, Any]:
     (folder / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
     draw(figures, folder / "evaluation.png")
     if (folder / "training.json").exists():
-        write_card(folder)
+        publish(args, folder)
     return figures
 
 

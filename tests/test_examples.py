@@ -3,17 +3,23 @@
 import importlib
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DModel
+from hub_server import HubServer
 from PIL import Image
+from test_publishing import TRAINING
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
+
+COUPLED = TRAINING | {"title": "outputs/digits", "coupling": "reflow"}
 
 
 @pytest.fixture
@@ -103,12 +109,60 @@ def test_a_pipeline_without_classes_is_measured_too(examples, tmp_path):
         ({"label_column": ""}, "must have labels, .*--label_column"),
         ({"diffusions": ["loud"]}, "unknown diffusion 'loud'"),
         ({"model": "someone/something"}, "is no folder: say by --output_dir"),
+        ({"push_to_hub": True}, "has no training.json: push from the folder of the training"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(examples, untrained, flags, message):
     evaluate, given = examples("evaluate"), {"model": str(untrained), "dataset_name": "digits"}
     with pytest.raises(ValueError, match=message):
         evaluate.main(evaluate.EvaluationArguments(**given | flags))
+
+
+def test_parameters_stay_with_the_solver_and_the_coefficient_that_they_are_of(examples, untrained):
+    evaluate, solvers = examples("evaluate"), ["euler", "unipc"]
+    pipe = FlowMatchingPipeline.from_pretrained(untrained)
+    own = {"solver_kwargs": {"solver_order": 3}, "diffusion_kwargs": {"scale": 0.5}}
+    pipe.scheduler = GaussianFlowScheduler(solver="unipc", diffusion="constant", **own)
+    diffusions = ["none", "memoryless", "constant"]
+    arguments = {"model": str(untrained), "solvers": solvers, "diffusions": diffusions}
+    made = evaluate.schedulers(pipe, evaluate.EvaluationArguments(**arguments))
+    found = {(each.config.solver, each.config.diffusion): each.config for each in made}
+    assert list(found) == [(s, d) for s in solvers for d in (None, "memoryless", "constant")]
+    for (solver, diffusion), config in found.items():
+        assert config.solver_kwargs == (own["solver_kwargs"] if solver == "unipc" else None)
+        constant = diffusion == "constant"
+        assert config.diffusion_kwargs == (own["diffusion_kwargs"] if constant else None)
+
+
+def test_no_sde_is_drawn_from_a_network_of_coupled_noise(examples, silent):
+    evaluate = examples("evaluate")
+    (silent / "training.json").write_text(json.dumps(COUPLED))
+    with pytest.raises(ValueError, match=r"coupled \(reflow\).*pass --diffusions none"):
+        evaluate.main(evaluate.EvaluationArguments(str(silent), dataset_name="digits"))
+
+
+def test_what_was_measured_is_pushed_with_its_card(silent):
+    (silent / "training.json").write_text(json.dumps(COUPLED))
+    (silent / "checkpoint-1").mkdir()
+    (silent / "checkpoint-1" / "optimizer.bin").touch()
+    with HubServer() as hub:
+        command = (
+            f"{Path(__file__).parents[1] / 'examples' / 'evaluate.py'} --model {silent} "
+            "--dataset_name digits --num_samples 20 --num_inference_steps 2 --diffusions none "
+            "--num_likelihood_images 0 --push_to_hub --hub_model_id user/digits "
+            f"--hub_token {hub.token}"
+        )
+        done = subprocess.run(
+            [sys.executable, *command.split()], env=hub.env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        pushed = hub.repos["model", "user/digits"].files
+    assert {"README.md", "evaluation.json", "evaluation.png", "training.json"} < set(pushed)
+    assert not any(name.startswith("checkpoint") for name in pushed)
+    card, (row,) = pushed["README.md"].decode(), json.loads(pushed["evaluation.json"])["rows"]
+    assert 'from_pretrained("user/digits")' in card and f"{row['recall']:.3g}" in card
+    written = [file for file in silent.rglob("*") if file.is_file()]
+    assert not any(hub.token.encode() in file.read_bytes() for file in written)
 
 
 def test_pictures_show_both_processes(examples, untrained, tmp_path):
