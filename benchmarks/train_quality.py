@@ -12,41 +12,38 @@ average, with
   class-conditional MNIST example does;
 - `DDPM`: diffusers' training (noise prediction, `DDPMScheduler`, integer timesteps),
 
-and samples each as its users do, `torchcfm` by Euler steps and `DDPM` by DDIM and by DPM-Solver++,
-and besides by our default solver, which tells the training apart from the sampler. All samplers
-start from the same noise and labels. The figure is the Fréchet distance of the samples' features,
-those of a classifier of real images, to held-out real images.
+and samples each as its users do, `torchcfm` by Euler and midpoint steps, `DDPM` by DDIM and by
+DPM-Solver++ (without clipping, which makes a network that is trained so briefly worse), and
+besides by our default solver, which tells the training apart from the sampler. All start from the
+same noise and labels. The figure is the Fréchet distance of the samples to real
+images, in the features of a classifier that has not seen these.
 
 Rows go to `train_quality.csv` as they come, networks to the cache; what is there is not computed
-again. The report is written from whatever is there.
+again, and a folder takes rows of one setting only. The report is written from whatever is there.
 """
 
 import csv
+import json
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from metrics import Judge
 from torch import Tensor, nn
+from train_quality_methods import TRAININGS, Sampler, samplers
+from train_quality_report import FIELDS, rows, write_report
 from transformers import HfArgumentParser
 
-from fm_diffusers import GaussianFlowScheduler
-from fm_diffusers.couplings import couple
-from fm_diffusers.objectives import prediction_loss, sample_times
 from fm_diffusers.training.data import ImageData, load_images
 from fm_diffusers.training.networks import BACKBONES, NetworkArguments
 
-FLOW, NOISE = GaussianFlowScheduler(), DDPMScheduler()
-Loss = Callable[[nn.Module, Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
-FIELDS = ("training", "sampler", "evaluations", "seed", "frechet", "accuracy", "seconds")
+#: What rows of one table may differ in; all else is the setting.
+FREE = "trainings seeds evaluations cross_evaluations sample_batch_size output_dir".split()
 
 
 @dataclass
@@ -71,61 +68,10 @@ class QualityArguments(NetworkArguments):
     sample_batch_size: int = 250
     output_dir: str = "outputs/benchmarks"
 
-
-# --- trainings: the loss of a network on data and labels; `drop` hides some labels ---------------
-
-
-def ours(coupling: str) -> Loss:
-    """Return the loss of `examples/train_mnist.py`."""
-
-    def loss(network: nn.Module, z: Tensor, label: Tensor, drop: Callable) -> Tensor:
-        eps = couple(z, torch.randn_like(z), coupling, condition=label)
-        t = sample_times(len(z), "low_discrepancy")
-        x_t = FLOW.path.flow_map(z, eps, t)
-        output = network(x_t, FLOW.to_timestep(t), drop(label)).sample
-        return prediction_loss(output, FLOW.path, z, eps, t).mean()
-
-    return loss
-
-
-def torchcfm(network: nn.Module, z: Tensor, label: Tensor, drop: Callable) -> Tensor:
-    """Return torchcfm's loss with independent noise."""
-    from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
-
-    flow = ConditionalFlowMatcher(sigma=0.0)
-    t, x_t, u_t = flow.sample_location_and_conditional_flow(torch.randn_like(z), z)
-    output = network(x_t, FLOW.to_timestep(t), drop(label)).sample
-    return (output - u_t).square().mean()
-
-
-def torchcfm_ot(network: nn.Module, z: Tensor, label: Tensor, drop: Callable) -> Tensor:
-    """Return torchcfm's loss with optimal transport, which draws pairs by numpy's generator."""
-    from torchcfm.conditional_flow_matching import ExactOptimalTransportConditionalFlowMatcher
-
-    flow = ExactOptimalTransportConditionalFlowMatcher(sigma=0.0)
-    t, x_t, u_t, _, label = flow.guided_sample_location_and_conditional_flow(
-        torch.randn_like(z), z, y1=label
-    )
-    output = network(x_t, FLOW.to_timestep(t), drop(label)).sample
-    return (output - u_t).square().mean()
-
-
-def ddpm(network: nn.Module, z: Tensor, label: Tensor, drop: Callable) -> Tensor:
-    """Return the loss of diffusers' training scripts."""
-    eps = torch.randn_like(z)
-    timesteps = torch.randint(0, NOISE.config.num_train_timesteps, (len(z),))
-    output = network(NOISE.add_noise(z, eps, timesteps), timesteps, drop(label)).sample
-    return (output - eps).square().mean()
-
-
-#: Trainings with the samplers of their networks; the first one is that of its users.
-TRAININGS: dict[str, tuple[Loss, tuple[str, ...]]] = {
-    "ours": (ours("independent"), ("ours", "Euler")),
-    "ours, OT in classes": (ours("optimal_transport"), ("ours", "Euler")),
-    "torchcfm": (torchcfm, ("Euler", "ours")),
-    "torchcfm, OT": (torchcfm_ot, ("Euler", "ours")),
-    "DDPM": (ddpm, ("DDIM", "DPM-Solver++", "ours")),
-}
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := [name for name in self.trainings if name not in TRAININGS]:
+            raise ValueError(f"--trainings must be of {[*TRAININGS]}, got {unknown}")
 
 
 def train(args: QualityArguments, name: str, seed: int, images: Tensor, labels: Tensor) -> dict:
@@ -168,49 +114,14 @@ def train(args: QualityArguments, name: str, seed: int, images: Tensor, labels: 
     return network.state_dict()
 
 
-# --- samplers: from noise and labels to images, in a number of evaluations -----------------------
-
-Field = Callable[[Tensor, Tensor], Tensor]  # what the network says of samples at a timestep
-Sampler = Callable[[Field, Tensor, int], Tensor]
-
-
-def loop(scheduler: object, field: Field, x: Tensor, evaluations: int) -> Tensor:
-    """Sample with a scheduler of diffusers' kind."""
-    scheduler.set_timesteps(evaluations)
-    x = x * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        output = field(scheduler.scale_model_input(x, t), t.expand(len(x)))
-        x = scheduler.step(output, t, x, return_dict=False)[0]
-    return x
-
-
-def euler(field: Field, x: Tensor, evaluations: int) -> Tensor:
-    """Sample by equal Euler steps, as torchcfm's examples do."""
-    for i in range(evaluations):
-        t = torch.full((len(x),), i / evaluations)
-        x = x + field(x, FLOW.to_timestep(t)) / evaluations
-    return x
-
-
-def samplers(training: str) -> Iterator[tuple[str, Sampler]]:
-    """Yield the samplers of a training's networks: its users' first."""
-    table = {
-        "ours": GaussianFlowScheduler.from_config((NOISE if training == "DDPM" else FLOW).config),
-        "DDIM": DDIMScheduler.from_config(NOISE.config, clip_sample=False),
-        "DPM-Solver++": DPMSolverMultistepScheduler.from_config(NOISE.config),
-    }
-    for name in TRAININGS[training][1]:
-        yield name, euler if name == "Euler" else partial(loop, table[name])
-
-
 @torch.no_grad()
 def sample(
-    args: QualityArguments, network: nn.Module, sampler: Sampler, evaluations: int, shape: tuple
+    args: QualityArguments, network: nn.Module, sampler: Sampler, evaluations: int, data: ImageData
 ) -> tuple[Tensor, Tensor]:
     """Return images in [-1, 1] and the labels that were asked for; the same noise for all."""
-    classes = network.config.num_class_embeds - 1
-    noise = torch.randn(args.num_samples, *shape, generator=torch.Generator().manual_seed(12345))
-    labels = torch.arange(args.num_samples) % classes
+    generator = torch.Generator().manual_seed(12345)
+    noise = torch.randn(args.num_samples, *data.shape, generator=generator)
+    labels = torch.arange(args.num_samples) % data.num_classes
     ends = []
     for x, y in zip(
         noise.split(args.sample_batch_size), labels.split(args.sample_batch_size), strict=True
@@ -222,12 +133,22 @@ def sample(
 # --- the table -----------------------------------------------------------------------------------
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    """Return what has been measured."""
+def check_setting(args: QualityArguments, path: Path) -> None:
+    """Write down what all rows and networks of a folder share, or compare with what stands there.
+
+    Raises:
+        ValueError: if the folder is of another setting.
+    """
+    setting = {name: value for name, value in vars(args).items() if name not in FREE}
     if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(setting, indent=2) + "\n")
+    for name, value in json.loads(path.read_text()).items():
+        if value != setting[name]:
+            raise ValueError(
+                f"--{name} of what stands in {args.output_dir} is {value}, got {setting[name]}: "
+                "choose another --output_dir"
+            )
 
 
 def measure(args: QualityArguments, data: ImageData, judge: Judge, path: Path) -> None:
@@ -242,7 +163,7 @@ def measure(args: QualityArguments, data: ImageData, judge: Judge, path: Path) -
                 if key in done:
                     continue
                 start = time.perf_counter()
-                frechet, accuracy = judge(*sample(args, network, sampler, evaluations, data.shape))
+                frechet, accuracy = judge(*sample(args, network, sampler, evaluations, data))
                 seconds = time.perf_counter() - start
                 values = [*key, f"{frechet:.4f}", f"{accuracy:.4f}", f"{seconds:.1f}"]
                 with path.open("a", newline="") as file:
@@ -262,77 +183,17 @@ def trained(args: QualityArguments, name: str, seed: int, data: ImageData) -> nn
     return network.eval()
 
 
-def write_report(args: QualityArguments, path: Path, floor: float) -> None:
-    """Write the table of means over seeds, and the picture."""
-    measured = rows(path)
-    figures = {
-        (t, s, int(e)): [float(r["frechet"]) for r in group]
-        for (t, s, e), group in grouped(measured).items()
-    }
-    lines = [
-        "# Training: Fréchet distance by evaluations",
-        "",
-        f"{args.max_train_steps} steps of {args.train_batch_size}, widths "
-        f"{args.block_out_channels}, {args.num_samples} samples; mean of the training seeds "
-        f"(least to greatest). Held-out real images: {floor:.3f}.",
-        "",
-        "| training | sampler | " + " | ".join(map(str, args.evaluations)) + " |",
-        "|---|---|" + "---|" * len(args.evaluations),
-    ]
-    for training, sampler in dict.fromkeys(key[:2] for key in figures):
-        cells = []
-        for evaluations in args.evaluations:
-            values = figures.get((training, sampler, evaluations), [])
-            cells.append(
-                f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-                if values
-                else ""
-            )
-        lines.append(f"| {training} | {sampler} | " + " | ".join(cells) + " |")
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    draw(figures, path.with_suffix(".png"), floor)
-
-
-def grouped(measured: list[dict[str, str]]) -> dict[tuple[str, str, str], list[dict[str, str]]]:
-    """Return the rows of all seeds by training, sampler and evaluations."""
-    groups: dict = {}
-    for row in measured:
-        groups.setdefault(tuple(row[name] for name in FIELDS[:3]), []).append(row)
-    return groups
-
-
-def draw(figures: dict[tuple[str, str, int], list[float]], path: Path, floor: float) -> None:
-    """Draw the distance by evaluations, every training with the sampler of its users."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    for training, (_, names) in TRAININGS.items():
-        for name, style in zip(names, ("-o", ":", "--"), strict=False):
-            points = {e: f for (t, s, e), f in figures.items() if (t, s) == (training, name)}
-            if points:
-                means = [sum(values) / len(values) for values in points.values()]
-                color = f"C{[*TRAININGS].index(training)}"
-                axis.plot([*points], means, style, color=color, label=f"{training}: {name}")
-    axis.axhline(floor, color="grey", lw=1, label="held-out real images")
-    axis.set(xscale="log", yscale="log", xlabel="evaluations", ylabel="Fréchet distance")
-    axis.legend(fontsize=7)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
 def main(args: QualityArguments) -> None:
     """Measure what is missing, then write the report."""
     data = load_images(args.dataset_name)
     path = Path(args.output_dir, "train_quality.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_setting(args, path.parent / "cache" / "setting.json")
     if not path.exists():
         path.write_text(",".join(FIELDS) + "\n")
     judge = Judge(args.dataset_name, path.parent / "cache" / "classifier.pt")
     measure(args, data, judge, path)
-    write_report(args, path, judge.floor())
+    floor = judge(*(real[: args.num_samples] for real in judge.further))[0]
+    write_report(vars(args), path, floor)
 
 
 if __name__ == "__main__":

@@ -64,15 +64,34 @@ def test_trainings_differ_in_the_loss_alone(quality, monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_the_euler_steps_of_torchcfm_are_those_of_our_scheduler(quality):
+@pytest.mark.parametrize("name, order", [("euler", 1), ("midpoint", 2)])
+def test_the_steps_of_torchcfm_are_those_of_our_scheduler(quality, name, order):
+    import train_quality_methods as methods
+
     def field(x, t):
         return torch.sin(3 * x) + t[:, None] / 1000
 
     x = torch.randn(7, 3)
-    scheduler = GaussianFlowScheduler(solver="euler", grid="uniform")
+    scheduler = GaussianFlowScheduler(solver=name, grid="uniform")
     torch.testing.assert_close(
-        quality.euler(field, x, 6), quality.loop(scheduler, field, x, 6), rtol=1e-5, atol=1e-5
+        getattr(methods, name)(field, x, 6),
+        methods.loop(scheduler, field, x, 6 // order),
+        rtol=1e-5,
+        atol=1e-5,
     )
+
+
+def test_an_unknown_training_is_refused(quality):
+    with pytest.raises(ValueError, match="must be of .*'DDPM'.*got .'EDM'."):
+        quality.QualityArguments(**TINY, trainings=["EDM"])
+
+
+def test_a_folder_takes_rows_of_one_setting_only(quality, tmp_path):
+    path = tmp_path / "setting.json"
+    quality.check_setting(quality.QualityArguments(**TINY), path)
+    quality.check_setting(quality.QualityArguments(**TINY | {"seeds": [1]}), path)
+    with pytest.raises(ValueError, match="--max_train_steps .* is 3, got 4"):
+        quality.check_setting(quality.QualityArguments(**TINY | {"max_train_steps": 4}), path)
 
 
 def test_torchcfm_trains(quality):

@@ -1,0 +1,101 @@
+"""Rows of the comparison of trainings as a table and as a picture.
+
+A figure is the mean over the seeds of the training, with the least and the greatest.
+"""
+
+import csv
+from itertools import cycle
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+FIELDS = ("training", "sampler", "evaluations", "seed", "frechet", "accuracy", "seconds")
+
+#: Lines of a training in the picture: first that of the sampler of its users.
+STYLES = ("-o", ":", "--", "-.")
+
+#: Distances by training, sampler and evaluations, one for each seed.
+Figures = dict[tuple[str, str, int], list[float]]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Return what has been measured."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def figures_of(measured: list[dict[str, str]]) -> Figures:
+    """Return the distances of all seeds, in the order of the rows."""
+    figures: Figures = {}
+    for row in measured:
+        key = row["training"], row["sampler"], int(row["evaluations"])
+        figures.setdefault(key, []).append(float(row["frechet"]))
+    return figures
+
+
+def cell(values: list[float]) -> str:
+    """Return a cell of the table.
+
+    Example:
+        >>> cell([2.0, 1.0, 6.0]), cell([])
+        ('3.000 (1.000 to 6.000)', '')
+    """
+    return f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else ""
+
+
+def write_report(args: dict[str, Any], path: Path, floor: float) -> None:
+    """Write the table and the picture of what has been measured.
+
+    Args:
+        args: the command line.
+        path: of the rows; the others have the same name.
+        floor: the distance of as many real images.
+    """
+    figures, budgets = figures_of(rows(path)), args["evaluations"]
+    lines = [
+        "# Training: Fréchet distance by evaluations",
+        "",
+        f"{args['max_train_steps']} steps of {args['train_batch_size']}, widths "
+        f"{args['block_out_channels']}, {args['num_samples']} samples; mean of the training seeds "
+        f"(least to greatest). As many real images: {floor:.3f}.",
+        "",
+        "| training | sampler | " + " | ".join(map(str, budgets)) + " |",
+        "|---|---|" + "---|" * len(budgets),
+    ]
+    for line in dict.fromkeys(key[:2] for key in figures):
+        cells = [cell(figures.get((*line, budget), [])) for budget in budgets]
+        lines.append(f"| {' | '.join([*line, *cells])} |")
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    draw(figures, path.with_suffix(".png"), floor)
+
+
+def draw(figures: Figures, path: Path, floor: float) -> None:
+    """Draw the distance by evaluations: a colour for each training, a style for each sampler."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for number, training in enumerate(dict.fromkeys(key[0] for key in figures)):
+        samplers = dict.fromkeys(s for t, s, _ in figures if t == training)
+        for sampler, style in zip(samplers, cycle(STYLES), strict=False):
+            points = {
+                e: fmean(figures[t, s, e])
+                for t, s, e in sorted(figures)
+                if (t, s) == (training, sampler)
+            }
+            axis.plot(
+                [*points],
+                [*points.values()],
+                style,
+                color=f"C{number}",
+                label=f"{training}: {sampler}",
+            )
+    axis.axhline(floor, color="grey", lw=1, label="as many real images")
+    axis.set(xscale="log", yscale="log", xlabel="evaluations", ylabel="Fréchet distance")
+    axis.legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
