@@ -96,6 +96,6 @@ def draw(figures: Figures, path: Path, floor: float) -> None:
             )
     axis.axhline(floor, color="grey", lw=1, label="as many real images")
     axis.set(xscale="log", yscale="log", xlabel="evaluations", ylabel="Fréchet distance")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="center right")
     figure.savefig(path, dpi=130)
     plt.close(figure)

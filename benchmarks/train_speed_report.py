@@ -16,6 +16,7 @@ import torch
 from train_speed_relay import Lap
 
 CLOCKS = ("cpu", "wall")
+NETWORK = ("network", "backward")  # parts that no training can do without
 
 
 def recorded(laps: Iterable[Lap], race: str, file: TextIO) -> list[Lap]:
@@ -92,8 +93,10 @@ def shares(laps: list[Lap], yardstick: str) -> list[str]:
     }
     rows = dict(sorted(rows.items(), key=lambda row: -max(row[1])))
     total = [1000 * sum(lap.cpu for lap in of(laps, n)) / steps[n] for n in names]
+    network = [sum(row) for row in zip(*(rows[n] for n in NETWORK), strict=True)]
     rows["the rest"] = [t - sum(values) for t, *values in zip(total, *rows.values(), strict=True)]
     rows["a step"] = total
+    rows["a step without the network"] = [t - n for t, n in zip(total, network, strict=True)]
     lines = ["| ms of CPU time | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for part, values in rows.items():
         lines.append(f"| {part} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
@@ -105,9 +108,11 @@ def processor() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    text = info.read_text() if info.exists() else ""
+    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line]
+    matrices = "AMX" if "amx_bf16" in text else "no AMX"  # decides whether bf16 pays
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{(names or [platform.machine()])[0]} ({capability}, {matrices})"
 
 
 def report(

@@ -31,7 +31,7 @@ from transformers import HfArgumentParser
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.evaluation import Judge, train_classifier
-from fm_diffusers.likelihood import adaptive, bits_per_dimension, dequantize, log_prob
+from fm_diffusers.likelihood import bits_per_dimension, dequantize, log_prob, on_grid
 from fm_diffusers.training.data import load_images
 from fm_diffusers.training.publishing import conditioning, push, write_card
 
@@ -63,11 +63,12 @@ class EvaluationArguments:
     num_inference_steps: list[int] = field(default_factory=lambda: [4, 10, 20, 50])
     guidance_scales: list[float] = field(default_factory=lambda: [1.0])
     num_likelihood_images: int = field(default=100, metadata={"help": "0 leaves this part out."})
-    tolerance: float = field(default=1e-3, metadata={"help": "Of the likelihood's solver."})
+    likelihood_steps: int = field(default=20, metadata={"help": "Of RK4, four evaluations each."})
     seed: int = 0
     output_dir: str | None = field(default=None, metadata={"help": "By default the model folder."})
     push_to_hub: bool = field(default=False, metadata={"help": "The folder with its new card."})
     hub_model_id: str | None = None
+    hub_private_repo: bool = field(default=False, metadata={"help": "Of a new repository."})
     hub_token: str | None = None
 
     def __post_init__(self) -> None:
@@ -204,7 +205,7 @@ def likelihood(
             scheduler.config.prediction_type,
             num_probes=1,
             generator=generator,
-            integrator=adaptive(args.tolerance, args.tolerance),
+            integrator=on_grid(args.likelihood_steps),
         )
         found.append(density.value.cpu())
     bits = bits_per_dimension(torch.cat(found), real.images[0].numel())
@@ -236,7 +237,9 @@ def publish(args: EvaluationArguments, folder: Path) -> None:
     """Renew the model card and push the folder, under the name that it has on the Hub."""
     if args.push_to_hub:
         name, file = args.hub_model_id or folder.resolve().name, folder / "training.json"
-        repo_id = create_repo(name, token=args.hub_token, exist_ok=True).repo_id
+        repo_id = create_repo(
+            name, private=args.hub_private_repo or None, token=args.hub_token, exist_ok=True
+        ).repo_id
         record = json.loads(file.read_text()) | {"title": repo_id}
         file.write_text(json.dumps(record, indent=2) + "\n")
     write_card(folder)

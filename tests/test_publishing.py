@@ -37,7 +37,10 @@ ROW = {
 EVALUATION = {
     "num_samples": 1000,
     "real": {"frechet_distance": 0.0567, "accuracy": 0.989},
-    "rows": [ROW, ROW | {"diffusion": "memoryless", "evaluations": 50, "frechet_distance": 0.2345}],
+    "rows": [
+        ROW,
+        ROW | {"diffusion": "memoryless", "evaluations": 50, "frechet_distance": 0.2345},
+    ],
 }
 
 

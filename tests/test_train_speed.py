@@ -217,6 +217,28 @@ def test_the_benchmark_on_digits(tmp_path, capsys):
     assert "| plain PyTorch | " in text and "1.000 (1.000 to 1.000)" in text
 
 
+def test_tables_hold_paired_ratios_and_parts_that_add_up():
+    from train_speed_relay import Lap
+    from train_speed_report import shares, speeds
+
+    busy = [1.0, 5.0, 2.0]  # how slow the machine is in each round
+    laps = [
+        Lap(name, i, 10, slow * 4 * s, s * slow, {"network": 0.5 * s, "backward": 0.25 * s})
+        for i, slow in enumerate(busy)
+        for name, s in (("ours", 1.5), ("plain", 1.0))
+    ]
+    head, _, plain, ours, missing = speeds(laps, "plain", 20, {"theirs": "not there"})
+    assert plain.endswith("| 1.000 (1.000 to 1.000) | 1.000 (1.000 to 1.000) |")
+    assert ours.startswith("| ours | 66.7 | 16.7 | 1.500 (1.500 to 1.500) |")  # 200 / 3 a second
+    assert missing.startswith("| theirs | not there |") and head.count("|") == missing.count("|")
+    rows = {line.split("|")[1].strip(): line.split("|")[2:4] for line in shares(laps, "plain")[2:]}
+    table = {name: [float(cell) for cell in cells] for name, cells in rows.items()}
+    mean = 1000 * sum(busy) / 30
+    assert table["a step"] == pytest.approx([mean, 1.5 * mean], abs=0.01)
+    assert table["a step without the network"] == table["the rest"]
+    assert table["the rest"] == pytest.approx([mean - 75, 1.5 * (mean - 75)], abs=0.01)
+
+
 def test_missing_contenders_say_why(tmp_path, monkeypatch):
     import train_speed
 
