@@ -14,6 +14,9 @@ FIELDS = ("training", "sampler", "evaluations", "seed", "frechet", "accuracy", "
 #: Lines of a training in the picture: first that of the sampler of its users.
 STYLES = ("-o", ":", "--", "-.")
 
+#: The greatest distance in the picture, over the least one.
+SHOWN = 10
+
 #: Distances by training, sampler and evaluations, one for each seed.
 Figures = dict[tuple[str, str, int], list[float]]
 
@@ -72,30 +75,29 @@ def write_report(args: dict[str, Any], path: Path, floor: float) -> None:
 
 
 def draw(figures: Figures, path: Path, floor: float) -> None:
-    """Draw the distance by evaluations: a colour for each training, a style for each sampler."""
+    """Draw the distance by evaluations: a colour for each training, a style for each sampler.
+
+    The axis ends at `SHOWN` times the least distance; the legend names the lines above it.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    top = SHOWN * min(fmean(values) for values in figures.values())
     for number, training in enumerate(dict.fromkeys(key[0] for key in figures)):
         samplers = dict.fromkeys(s for t, s, _ in figures if t == training)
         for sampler, style in zip(samplers, cycle(STYLES), strict=False):
-            points = {
-                e: fmean(figures[t, s, e])
-                for t, s, e in sorted(figures)
-                if (t, s) == (training, sampler)
-            }
-            axis.plot(
-                [*points],
-                [*points.values()],
-                style,
-                color=f"C{number}",
-                label=f"{training}: {sampler}",
-            )
+            keys = [key for key in sorted(figures) if key[:2] == (training, sampler)]
+            means = [fmean(figures[key]) for key in keys]
+            label = f"{training}: {sampler}" + (" (above)" if min(means) > top else "")
+            axis.plot([key[2] for key in keys], means, style, color=f"C{number}", label=label)
     axis.axhline(floor, color="grey", lw=1, label="as many real images")
     axis.set(xscale="log", yscale="log", xlabel="evaluations", ylabel="Fréchet distance")
-    axis.legend(fontsize=7, loc="center right")
+    axis.set_ylim(top=top)
+    axis.set_xticks(budgets := sorted({key[2] for key in figures}), map(str, budgets))
+    axis.minorticks_off()
+    figure.legend(loc="outside right upper", fontsize=7)
     figure.savefig(path, dpi=130)
     plt.close(figure)
