@@ -610,6 +610,10 @@ def test_diffusion_is_the_coefficient_of_the_table(diffusion):
         ),
         ({"t_min": 0.8, "t_max": 0.2}, r"0 <= t_min < t_max <= 1 must hold, got 0.8 and 0.2"),
         ({"t_min": -0.1}, r"0 <= t_min < t_max <= 1 must hold, got -0.1"),
+        (
+            {"t_min": 0.1, "grid": "flow_match"},
+            r"grid='flow_match' starts where .* t_min=0.1 would have no effect: leave it out",
+        ),
         ({"t_max": 1.5}, r"0 <= t_min < t_max <= 1 must hold, got None and 1.5"),
     ],
 )

@@ -26,7 +26,7 @@ from fm_diffusers.paths import PATHS, Discrete, GaussianPath, Linear
 from fm_diffusers.predictions import check_prediction, target
 from fm_diffusers.stepping import Generators, dynamic_threshold
 from fm_diffusers.tables import look_up
-from fm_diffusers.timetable import RESPACINGS, Timetable
+from fm_diffusers.timetable import CONFIGURED, RESPACINGS, Timetable
 
 
 @dataclass
@@ -217,6 +217,11 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         c = self.config
         if not 0 <= (c.t_min or 0) < (1 if c.t_max is None else c.t_max) <= 1:
             raise ValueError(f"0 <= t_min < t_max <= 1 must hold, got {c.t_min} and {c.t_max}")
+        if c.t_min is not None and c.grid in CONFIGURED:
+            raise ValueError(
+                f"grid={c.grid!r} starts where diffusers' schedulers do, t_min={c.t_min} would "
+                "have no effect: leave it out, or take a grid in continuous time such as grid=None"
+            )
         if c.num_train_timesteps < 1:
             raise ValueError(
                 f"num_train_timesteps must be at least 1, got {c.num_train_timesteps}"
