@@ -5,6 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from fm_diffusers import GaussianFlowScheduler
+from fm_diffusers.paths import Linear
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -39,6 +43,28 @@ def test_samplers_on_exact_fields(benchmarks, tmp_path):
     for (path, method, grid, nfe), median in found.items():
         if path == "cosine":
             assert median == pytest.approx(found["linear", method, grid, nfe], rel=1e-3)
+
+
+def test_half_precision_outputs_leave_a_thousandth_on_images(benchmarks):
+    """The state stays in float32; a peer keeps it in bfloat16."""
+    from ode import errors
+    from problems import PROBLEMS
+
+    digits = PROBLEMS["B"](None, 0)
+    velocity, noise = digits.field(Linear()), digits.start(16, seed=3)
+    truth = digits.reference(noise)
+    peer = FlowMatchEulerDiscreteScheduler()
+    medians = []
+    for scheduler, sign, x in (
+        (GaussianFlowScheduler(), 1, noise.float()),
+        (peer, -1, noise.bfloat16()),
+    ):
+        scheduler.set_timesteps(50)
+        for t in scheduler.timesteps:
+            output = sign * velocity(x.double(), 1 - t.double() / 1000)
+            x = scheduler.step(output.bfloat16(), t, x, return_dict=False)[0]
+        medians.append(errors(x.double(), truth)[1])
+    assert medians[0] < 1e-3 and medians[1] > 20 * medians[0]
 
 
 def test_the_time_of_a_step(benchmarks, tmp_path, monkeypatch):

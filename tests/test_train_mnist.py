@@ -160,6 +160,26 @@ def test_pictures_on_the_way_do_not_change_the_training(train, straight):
     assert events(output).Tags()["images"] == ["samples"]
 
 
+def test_a_picture_before_the_first_checkpoint_needs_no_tracker(train):
+    output = train(report_to="none", train_batch_size=256, max_train_steps=2, validation_steps=1)
+    assert PIL.Image.open(output / "samples-1.png").size == (10 * 8, 8 * 8)
+    assert not (output / "logs").exists()
+
+
+@pytest.mark.slow  # inductor compiles forward and backward with a C++ compiler
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_is_the_plain_one_and_resumes(train, straight, tmp_path):
+    options = RUN | {"compile": True, "checkpointing_steps": 3}
+    whole = train(**options)
+    weights = load_file(whole / WEIGHTS)
+    for name, plain in load_file(straight / WEIGHTS).items():
+        assert torch.allclose(weights[name], plain, rtol=0, atol=5e-4), name
+    folder = tmp_path / "resumed"
+    shutil.copytree(whole / "checkpoint-3", folder / "checkpoint-3")
+    resumed = train(**options, output_dir=str(folder), resume_from_checkpoint="latest")
+    assert_same_weights(resumed, whole)
+
+
 def test_latest_resumes_from_the_newest_and_the_limit_drops_the_oldest(
     train, straight, tmp_path, capsys
 ):

@@ -201,7 +201,7 @@ def read_config(file: str, names: list[str]) -> dict[str, Any]:
 
 
 def start(args: TrainingArguments) -> Accelerator:
-    """Return the Accelerator of a run and seed it.
+    """Return the Accelerator of a run, seed it, and make its output folder.
 
     Raises:
         ValueError: if the launcher started several processes that would not work together, each
@@ -223,4 +223,5 @@ def start(args: TrainingArguments) -> Accelerator:
             "set ACCELERATE_USE_CPU=true to train on several CPU processes"
         )
     set_seed(args.seed)
+    Path(output).mkdir(parents=True, exist_ok=True)
     return accelerator
