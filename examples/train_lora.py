@@ -19,18 +19,16 @@ Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
 https://arxiv.org/abs/2106.09685.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from diffusers.utils import make_image_grid
-from huggingface_hub import ModelCard, ModelCardData
+from lora_card import publish_adapter
 from peft import LoraConfig
 from PIL import Image
 from torch import Tensor, nn
@@ -38,42 +36,17 @@ from train_mnist import load_data, train
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.conditions import Asked
-from fm_diffusers.lora import lora_layers
 from fm_diffusers.training.arguments import ImageArguments, parse, start
 from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.decoding import MODES
 from fm_diffusers.training.flow import LossArguments, coupled_noise, flow_loss, scaled
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
-from fm_diffusers.training.publishing import ASKED, conditioning, create_repository, hardware, push
+from fm_diffusers.training.publishing import create_repository, hardware
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 #: Layers that are adapted by default; a U-Net may attend at its lowest level only.
 TARGETS = {"unet": [*ATTENTION, "conv1", "conv2"], "transformer": ATTENTION}
-
-CARD = """# {title}
-
-LoRA weights for `{model}`, trained with `fm_diffusers` on `{dataset}`. The same noise without
-them (upper half) and with them (lower half):
-
-![samples](samples.png)
-
-```python
-from fm_diffusers import FlowMatchingPipeline
-
-pipe = FlowMatchingPipeline.from_pretrained("{model}")
-pipe.load_lora_weights("{title}")
-images = pipe({asked}num_inference_steps=20).images
-```
-
-| | |
-|---|---|
-{table}
-
-```
-accelerate launch examples/train_lora.py {command}
-```
-"""
 
 
 @dataclass
@@ -204,43 +177,6 @@ def measure(
     batches = islice(data.loader(args.train_batch_size), max(1, 2048 // args.train_batch_size))
     parts = [loss_of(network, send_to_device(batch, network.device)) for batch in batches]
     return round(torch.stack(parts).mean().item(), 5)
-
-
-def publish_adapter(
-    args: LoraArguments,
-    pipe: FlowMatchingPipeline,
-    name: str,
-    picture: Image.Image,
-    figures: dict[str, Any],
-    repo_id: str | None,
-) -> None:
-    """Save the adapter of a component with picture, figures and card, and push it to `repo_id`."""
-    folder = Path(args.output_dir)
-    pipe.save_lora_weights(folder, **lora_layers(**{name: pipe.network}))
-    picture.save(folder / "samples.png")
-    (folder / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
-    local = Path(args.model).exists()
-    _, task, asked = ASKED[conditioning(pipe)]
-    card = ModelCardData(
-        library_name="diffusers",
-        license=args.license,
-        pipeline_tag=task,
-        tags=["flow-matching", "fm_diffusers", "lora"],
-        base_model=None if local else args.model,
-        base_model_relation=None if local else "adapter",
-    )
-    text = CARD.format(
-        title=repo_id or args.output_dir,
-        model=Path(args.model).name if local and repo_id else args.model,
-        dataset=data.name if (data := Path(args.dataset_name)).exists() else args.dataset_name,
-        asked=asked,
-        table="\n".join(f"| {key} | {value} |" for key, value in figures.items()),
-        command=args.command(),
-    )
-    ModelCard(f"---\n{card.to_yaml()}\n---\n{text}").save(folder / "README.md")
-    print(f"saved {folder}: {figures}")
-    if repo_id is not None:
-        push(folder, repo_id, f"Train for {figures['steps']} steps", args.hub_token)
 
 
 def shown(pipe: FlowMatchingPipeline, data: ImageData) -> dict[str, Any]:
