@@ -33,6 +33,8 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -129,6 +131,7 @@ def train(
         Path(args.output_dir), args.checkpoints_total_limit, continuity(args, accelerator)
     )
     checkpoints.load(accelerator, args.resume_from_checkpoint, args.overwrite_output_dir)
+    take_rates(args, optimizer, lr_scheduler, ema)
 
     losses, first = [], progress.batches
     bar = tqdm(
@@ -179,6 +182,18 @@ def train(
         "images_per_second": round(images / seconds, 1),
         "processes": accelerator.num_processes,
     }
+
+
+def take_rates(
+    args: TrainingArguments, optimizer: Optimizer, lr_scheduler: LambdaLR, ema: EMAModel
+) -> None:
+    """Put the rates of the command line in place of those that a checkpoint has brought."""
+    ema.decay = args.ema_decay
+    lr_scheduler.base_lrs = [args.learning_rate for _ in optimizer.param_groups]
+    for group, factor in zip(optimizer.param_groups, lr_scheduler.lr_lambdas, strict=True):
+        group["initial_lr"] = args.learning_rate
+        group["lr"] = args.learning_rate * factor(lr_scheduler.last_epoch)
+        group["weight_decay"] = args.adam_weight_decay
 
 
 def continuity(args: TrainingArguments, accelerator: Accelerator) -> dict[str, Any]:

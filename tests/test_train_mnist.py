@@ -195,6 +195,21 @@ def test_latest_resumes_from_the_newest_and_the_limit_drops_the_oldest(
     assert_same_weights(output, straight)
 
 
+def test_a_resumed_run_takes_its_rates_from_the_command_line(train, straight):
+    start = straight / "checkpoint-4"
+    with pytest.warns(UserWarning, match="written with learning_rate=0.001, this run has 0.0"):
+        output = train(
+            **RUN,
+            checkpointing_steps=6,
+            resume_from_checkpoint=str(start),
+            learning_rate=0.0,
+            ema_decay=0.0,
+        )
+    stood = load_file(start / "model.safetensors")
+    for name, weight in load_file(output / WEIGHTS).items():
+        assert torch.equal(weight, stood[name]), name
+
+
 @pytest.mark.parametrize(
     "kwargs",
     [{"objective": "score_matching"}, {"prediction_type": "epsilon", "path": "cosine"}],
