@@ -6,6 +6,7 @@ noise of the comparison itself.
 """
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +15,9 @@ FIELDS = (
     "network weights guidance kind method setting nfe samples seed rms median frechet accuracy "
     "seconds"
 ).split()
+
+#: The distances, as they are written beside each other.
+FIGURES = ("rms", "median")
 
 #: What a peer's column may choose from.
 CHOICES = {"default": ("default",), "tuned": ("tuned", "default")}
@@ -68,13 +72,14 @@ def lines(rows: list[Row]) -> list[Line]:
 
 
 def markdown(rows: list[Row]) -> str:
-    """Return the distances, RMS/median, and the Fréchet distances as one markdown table."""
+    """Return distances as RMS/median, their ratios, and Fréchet distances as one table."""
     budgets = sorted({int(r["nfe"]) for r in rows if r["kind"] != "floor"})
     head = ["network", "guidance", "sampler", *map(str, budgets)]
     body = []
     for network, guidance, some in panels(rows):
         place = [network, f"{float(guidance):g}"]
-        for name, of in lines(some):
+        shown = lines(some)
+        for name, of in shown:
             chosen = "best" in name
             cells = [
                 f"{float(of[n]['rms']):.3g}/{float(of[n]['median']):.3g}"
@@ -87,9 +92,26 @@ def markdown(rows: list[Row]) -> str:
         for row in (row for row in some if row["kind"] == "floor"):
             text = f"floor {float(row['rms']):.2g}/{float(row['median']):.2g}"
             body.append([*place, row["method"], text, *[""] * (len(budgets) - 1)])
-        body += [[*place, *cells] for cells in frechet_rows(some, budgets)]
+        further = ratio_rows(shown, budgets) + frechet_rows(some, budgets)
+        body += [[*place, *cells] for cells in further]
     table = [head, ["---"] * len(head), *body]
     return "".join("| " + " | ".join(line) + " |\n" for line in table)
+
+
+def ratio_rows(shown: list[Line], budgets: list[int]) -> list[list[str]]:
+    """Return the distances of ours over those of the best peers, RMS/median."""
+    mine = [line for line in shown if next(iter(line[1].values()))["kind"] == "ours"]
+    peers = [line for line in shown if line[0].startswith("best")]
+
+    def cell(n: int, of: dict[int, Row], peer: dict[int, Row]) -> str:
+        if n not in of or n not in peer:
+            return ""
+        return "/".join(f"{float(of[n][k]) / float(peer[n][k]):.2f}" for k in FIGURES)
+
+    return [
+        [f"{name} over {other}", *(cell(n, of, peer) for n in budgets)]
+        for (name, of), (other, peer) in product(mine, peers)
+    ]
 
 
 def frechet_rows(rows: list[Row], budgets: list[int]) -> list[list[str]]:
