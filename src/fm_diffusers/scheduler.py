@@ -20,13 +20,14 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from fm_diffusers.clock import RESPACINGS
 from fm_diffusers.conventions import TIME_CONVENTIONS
 from fm_diffusers.families import translate
 from fm_diffusers.paths import PATHS, Discrete, GaussianPath, Linear
 from fm_diffusers.predictions import check_prediction, target
 from fm_diffusers.stepping import Generators, dynamic_threshold
 from fm_diffusers.tables import look_up
-from fm_diffusers.timetable import CONFIGURED, RESPACINGS, Timetable
+from fm_diffusers.timetable import CONFIGURED, Timetable
 
 
 @dataclass
