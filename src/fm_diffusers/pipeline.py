@@ -26,21 +26,21 @@ from diffusers import (
     UNet2DModel,
 )
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fm_diffusers.conditioning import Conditioning
 from fm_diffusers.conditions import Asked
 from fm_diffusers.hub import HubShims
+from fm_diffusers.latents import Latents
 from fm_diffusers.lora import LoraLoader
 from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.stepping import Generators
 
-Generators = torch.Generator | list[torch.Generator]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, DiffusionPipeline):
+class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, Latents, DiffusionPipeline):
     r"""Image generation by flow matching: unconditional, by class or by text, in pixels or codes.
 
     Args:
@@ -101,16 +101,6 @@ class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, DiffusionPipeline
         """The `unet` or the `transformer`."""
         return self.transformer if self.unet is None else self.unet
 
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels of an image for each of a sample, along a side; 1 without a `vae`."""
-        return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    @property
-    def init_noise_sigma(self) -> float | Tensor:
-        """Standard deviation of the noise to start from; 1 for diffusers' flow schedulers."""
-        return getattr(self.scheduler, "init_noise_sigma", 1.0)
-
     def check_inputs(
         self,
         asked: Asked,
@@ -128,53 +118,6 @@ class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, DiffusionPipeline
                 f"callback_on_step_end_tensor_inputs must be among {known}, got {sorted(unknown)}"
             )
 
-    def sample_shape(self, height: int | None, width: int | None) -> tuple[int | None, ...]:
-        """Return channels, height and width of a sample for an image's height and width."""
-        size, factor = self.network.config.sample_size, self.vae_scale_factor
-        default = (size, size) if isinstance(size, int) else size or (None, None)
-        for name, side in (("height", height), ("width", width)):
-            if side is not None and (side < 1 or side % factor):
-                raise ValueError(f"{name} must be a multiple of {factor} pixels, got {side}")
-        height = default[0] if height is None else height // factor
-        width = default[1] if width is None else width // factor
-        return self.network.config.in_channels, height, width
-
-    def prepare_latents(
-        self,
-        batch_size: int,
-        generator: Generators | None,
-        latents: Tensor | None,
-        height: int | None = None,
-        width: int | None = None,
-    ) -> Tensor:
-        """Return the samples at the first timestep, in float32 or better: noise, unless given."""
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(
-                f"a list of generators must have one for each of the {batch_size} images, "
-                f"got {len(generator)}"
-            )
-        shape = (batch_size, *self.sample_shape(height, width))
-        found = shape if latents is None else tuple(latents.shape)
-        fixed = 2 if (height, width) == (None, None) else 4
-        if len(found) != 4 or found[:fixed] != shape[:fixed]:
-            raise ValueError(
-                f"latents must have the shape {shape}, got {found}: they are the samples at the "
-                "first timestep, one for each image"
-            )
-        if None in found:
-            raise ValueError("the network has no sample_size: pass height and width, or latents")
-        patch = 0 if self.transformer is None else self.transformer.config.patch_size
-        if patch and (found[2] != found[3] or found[2] % patch):
-            raise ValueError(
-                f"a transformer takes square images, samples of a multiple of {patch}: got "
-                f"{found[2:]}"
-            )
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=self._execution_device)
-            return latents * self.init_noise_sigma
-        dtype = torch.promote_types(latents.dtype, torch.float32)
-        return latents.to(self._execution_device, dtype)
-
     def predict(
         self, latents: Tensor, t: Tensor, condition: Tensor | None, guidance_scale: float
     ) -> Tensor:
@@ -188,14 +131,6 @@ class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, DiffusionPipeline
         output = self.network(model_input, timesteps, condition, return_dict=False)[0]
         output = output[:, : latents.shape[1]].to(latents.dtype)  # the rest is a learned variance
         return torch.lerp(*output.chunk(2), guidance_scale) if guide else output
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Return images around [-1, 1]: the samples, or what the `vae` makes of them."""
-        if self.vae is None:
-            return latents
-        codes = latents / self.vae.config.scaling_factor
-        codes = codes + (self.vae.config.get("shift_factor") or 0)
-        return self.vae.decode(codes.to(self.vae.dtype), return_dict=False)[0].to(latents.dtype)
 
     def calibration_field(
         self,
