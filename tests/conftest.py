@@ -1,3 +1,4 @@
+import huggingface_hub
 import pytest
 
 from fm_diffusers import GaussianFlowScheduler
@@ -15,3 +16,15 @@ def convert(request, tmp_path):
 
     make.way = request.param
     return make
+
+
+@pytest.fixture
+def quick_datasets(tmp_path, monkeypatch):
+    """Let `datasets` work without a network, from an empty cache, without its pauses."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    # of 5 s, at the end of every shuffled stream
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
