@@ -64,6 +64,51 @@ def test_the_error_falls_on_noises_that_were_not_seen(n, fresh):
     assert errors[0] < 0.6 * errors[1]
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"time_convention": "ascending", "num_train_timesteps": 1},
+        {"path": "cosine", "sampling_path": "linear"},
+        {"path": "discrete", "prediction_type": "epsilon", "time_convention": "index"},
+        {"path": "cosine", "prediction_type": "edm", "time_convention": "log_sigma"},
+        {
+            "path": "cosine",
+            "prediction_type": "edm",
+            "time_convention": "log_sigma",
+            "sampling_path": "noise_level",
+        },
+    ],
+    ids=lambda config: "-".join(map(str, config.values())),
+)
+def test_networks_are_fed_what_the_scheduler_feeds_them(config):
+    scheduler = GaussianFlowScheduler(**config, t_min=0.02)
+    fed = GaussianFlowScheduler(**config | {"sampling_path": None})
+    field = DATA.field(fed.path, fed.config.prediction_type)
+
+    def model(x, timestep):
+        return field(x, fed.to_time(timestep.double()))
+
+    def end(scheduler, n):
+        def scaled(x, t):
+            return model(scheduler.scale_model_input(x, t), t)
+
+        return sample(scheduler, noise(200, seed=7), n, scaled)
+
+    exact, before = end(scheduler, 200), end(scheduler, 4)
+    calibrate(scheduler, model, 4, noise(), progress=False)
+    errors = [(z - exact).norm(dim=1).median() for z in (end(scheduler, 4), before)]
+    assert errors[0] < 0.6 * errors[1]
+
+
+def test_data_of_mean_zero_say_nothing_at_first():
+    """E[z | x] is 0 at pure noise: a slope of the data prediction that no weight belongs to."""
+    data = GaussianMixture(torch.tensor([[-1.0], [1.0]], dtype=torch.float64), 0.2)
+    scheduler = GaussianFlowScheduler()
+    model = model_of(scheduler, data)
+    calibrate(scheduler, model, 4, noise(dim=1), progress=False)
+    assert sample(scheduler, noise(dim=1), 4, model).isfinite().all()
+
+
 def test_calibrations_are_saved_with_the_scheduler(both, tmp_path):
     both.save_pretrained(tmp_path)
     expected, eps = sample(both, noise()), noise()

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fm_diffusers.fields import Field, from_model
+from fm_diffusers.fields import Field
 from fm_diffusers.grids import logistic
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.solvers import Multistep, Solver, integrate, update
@@ -107,7 +107,7 @@ def calibrate(
     if hasattr(model, "calibration_field"):
         field, noise = model.calibration_field(num_samples, generator, noise, **conditions)
     else:
-        field = _in_parts(model, scheduler.config.num_train_timesteps, noise, conditions)
+        field = _in_parts(model, scheduler, noise, conditions)
     if noise is None or len(noise) < 4:
         raise ValueError(
             "pass noise=torch.randn(n, ...) of the shape of the samples, n at least 4 (128 is a "
@@ -138,9 +138,15 @@ def calibrate(
 
 
 def _in_parts(
-    model: Any, num_train_timesteps: int, noise: Tensor | None, conditions: dict[str, Any]
+    model: Any,
+    scheduler: GaussianFlowScheduler,
+    noise: Tensor | None,
+    conditions: dict[str, Any],
 ) -> Callable[[Tensor, Tensor, slice], Tensor]:
-    """Return the field of parts of a batch; conditions with a value for each noise are cut too."""
+    """Return the network, fed as `scheduler` feeds it, as a field of parts of a batch.
+
+    Conditions with a value for each noise are cut too.
+    """
     count = None if noise is None else len(noise)
 
     def field(x: Tensor, t: Tensor, part: slice) -> Tensor:
@@ -150,7 +156,9 @@ def _in_parts(
             else value
             for name, value in conditions.items()
         }
-        return from_model(model, num_train_timesteps, **own)(x, t)
+        timestep = scheduler.to_timestep(t).to(x.device, torch.float32)
+        output = model(scheduler.scale_model_input(x, timestep), timestep, **own)
+        return output if isinstance(output, Tensor) else output[0]
 
     return field
 
@@ -170,7 +178,7 @@ class _Problem:
     reference_steps: int
 
     def solver(self, method: dict[str, Any]) -> Multistep:
-        return Multistep(self.scheduler.path, self.scheduler.config.prediction_type, **method)
+        return Multistep(**self.scheduler.model_kwargs, **method)
 
     def parts(self) -> Iterator[tuple[slice, Field]]:
         for i in range(0, len(self.noise), self.batch_size):
@@ -179,23 +187,24 @@ class _Problem:
 
     def grid(self, n: int, **kwargs: Any) -> Tensor:
         ends = self.scheduler.calibrated_times([]).tolist()
-        return logistic(n, self.scheduler.path, *ends, **kwargs)
+        return logistic(n, self.scheduler.sampling_path, *ends, **kwargs)
 
     @torch.no_grad()
     def converge(self, advance: Callable[[int], Any]) -> None:
         """Compute the converged samples from all noises."""
         solver = self.solver(METHODS[0])
         times = self.grid(self.reference_steps, scale=1.4)
-        self.start = self.scheduler.path.beta(times[0]).item() * self.noise
+        first = self.scheduler.sampling_path(times[0])
+        self.start = torch.hypot(first.alpha, first.beta).item() * self.noise
         ends = [integrate(solver, f, self.start[part], times) for part, f in self.parts()]
         # the read-out is that of x/(alpha + beta), solved for on the CPU in float64
-        self.end_scale = sum(self.scheduler.path(times[-1])[:2]).item()
+        self.end_scale = sum(self.scheduler.sampling_path(times[-1])[:2]).item()
         self.target = _flat(torch.cat(ends)) / self.end_scale
         advance(self.reference_steps)
 
     def search(self, n: int, advance: Callable[[int], Any]) -> _Trial:
         """Return the best trial of `n` steps."""
-        path = self.scheduler.path
+        path = self.scheduler.sampling_path
 
         def judged(trial: _Trial) -> _Trial:
             advance(n)
@@ -240,7 +249,7 @@ class _Problem:
     def features(self, solver: Solver, times: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the last step can combine, `(n, dims, steps + 1)`, and its own weights."""
         plan = solver.plan(times)
-        scale = 1 / sum(self.scheduler.path(plan[-1].t)[:2]).item()
+        scale = 1 / sum(self.scheduler.sampling_path(plan[-1].t)[:2]).item()
         gains = [solver.slope(torch.tensor(step.t).double())[1].item() for step in plan]
         features = []
         for part, field in self.parts():
@@ -271,6 +280,6 @@ def _fit(features: Tensor, target: Tensor, own: Tensor, ridge: float = 1e-6) -> 
         omega = 1 / (error + 0.1 * error.median() + 1e-30)
         omega = omega / omega.sum()
         a = torch.einsum("n,nij->ij", omega, gram)
-        pull = torch.diag(ridge * a.diagonal())
+        pull = torch.diag(ridge * a.diagonal() + 1e-12 * a.diagonal().mean())  # of 0 columns too
         weights = torch.linalg.solve(a + pull, omega @ moment + pull @ own)
     return weights

@@ -52,7 +52,7 @@ class Timetable(Clock, Stepping):
         return make(kind, table, name, parameters, **given)
 
     @property
-    def _model(self) -> dict[str, Any]:
+    def model_kwargs(self) -> dict[str, Any]:
         """What a solver is told about the model."""
         other = None if self.sampling_path is self.path else self.path
         prediction = self.config.prediction_type
@@ -60,7 +60,9 @@ class Timetable(Clock, Stepping):
 
     def _solver(self) -> Solver:
         name, parameters = self.config.solver, self.config.solver_kwargs
-        return make("solver", SOLVERS, name, parameters, **self._model, diffusion=self.diffusion)
+        return make(
+            "solver", SOLVERS, name, parameters, **self.model_kwargs, diffusion=self.diffusion
+        )
 
     def _grid(self, n: int, first: float, last: float, path: GaussianPath) -> Tensor:
         given = {"n": n, "path": path}
@@ -171,7 +173,9 @@ class Timetable(Clock, Stepping):
             if self.to_timestep(as_time(plan[-1].t)).isfinite():
                 return plan
             # a network that is fed ln(sigma) is not asked about sigma = 0: on to the data
-            final = SOLVERS["ddim"](**self._model, diffusion=solver.diffusion).plan(times[-2:])
+            final = SOLVERS["ddim"](**self.model_kwargs, diffusion=solver.diffusion).plan(
+                times[-2:]
+            )
             return (solver.plan(times[:-1]) if len(starts) > 1 else []) + final
         count = self.config.num_train_timesteps
         stops = starts + (count // len(starts)) / count
@@ -221,7 +225,9 @@ class Timetable(Clock, Stepping):
         found = calibration.get("steps", {}).get(str(num_inference_steps))
         if found is None or calibration["for"] != self.calibrated_for or self._solver().noisy:
             return None
-        solver = Calibrated(**self._model, **found["method"], readout=tuple(found["readout"]))
+        solver = Calibrated(
+            **self.model_kwargs, **found["method"], readout=tuple(found["readout"])
+        )
         return solver, self.calibrated_times(found["log_snr"])
 
     @property
