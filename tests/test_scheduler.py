@@ -245,6 +245,20 @@ def test_a_compiled_loop_has_one_graph_for_its_first_step_and_one_for_all_others
         assert schedulers[0].step_index == len(schedulers[0].timesteps)
 
 
+@pytest.mark.parametrize("config", [{}, {"diffusion": "memoryless"}, {"solver": "heun"}], ids=str)
+def test_a_compiled_step_serves_every_number_of_steps(config):
+    """Two graphs for the first number, and two more in which the number is free."""
+    torch.compiler.reset()
+    counter, scheduler = CompileCounter(), GaussianFlowScheduler(**config)
+    compiled = torch.compile(scheduler.step, fullgraph=True, backend=counter)
+    for n in (8, 20, 50, 9, 30, 12):
+        scheduler.set_timesteps(n)
+        x = torch.randn(2, 3, generator=torch.Generator().manual_seed(n))
+        for t in scheduler.timesteps:
+            x = compiled(torch.tanh(x), t, x, return_dict=False)[0]
+    assert counter.frame_count <= 4
+
+
 def test_step_on_timesteps_of_a_device_asks_the_device_for_nothing():
     """The first timestep is found by its place in memory: meta tensors have no values to ask."""
     scheduler = GaussianFlowScheduler()

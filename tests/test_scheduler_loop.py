@@ -210,6 +210,15 @@ def test_beginning_inside_an_interval_is_refused(solver, index):
         scheduler.step(x, scheduler.timesteps[index % 4], x)
 
 
+def test_a_timestep_inside_an_interval_begins_no_loop():
+    """Heun asks at both ends of an interval: the second of `timesteps` is the end of the first."""
+    scheduler = GaussianFlowScheduler(solver="heun")
+    scheduler.set_timesteps(4)
+    x = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="start of an interval, one of the indices .* index 1"):
+        scheduler.step(x, scheduler.timesteps[1], x)
+
+
 def test_a_loop_begun_in_the_middle_leaves_no_trace_on_the_next():
     scheduler = GaussianFlowScheduler()
     scheduler.set_timesteps(6)

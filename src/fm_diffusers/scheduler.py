@@ -324,7 +324,7 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
                 f"model_output and sample must have one shape, got {tuple(model_output.shape)} "
                 f"and {tuple(sample.shape)}"
             )
-        if not self._plan:
+        if not self._is_planned:
             raise ValueError("call set_timesteps before step: there is no grid to step on yet")
         out_dtype = torch.promote_types(model_output.dtype, sample.dtype)
         dtype = torch.promote_types(out_dtype, torch.float32)

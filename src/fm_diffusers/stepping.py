@@ -26,6 +26,12 @@ class Stepping:
     def _take(self, plan: list[Step], solver: Solver, last: float) -> Tensor:
         """Go by a plan that ends at `last`; return the times of its evaluations and `last`."""
         self._plan, self._planned_by = plan, solver
+        # what a traced step may ask of the plan: questions to the plan itself would be answered
+        # anew for every other number of steps
+        self._is_planned, self._noisy = bool(plan), any(step.std for step in plan)
+        ends = [i + 1 for i, step in enumerate(plan) if step.ends_interval]
+        self._starts = [0, *ends[:-1]]
+        self._start_indices = torch.tensor(self._starts)
         self._memory_size = memory_size(plan) if plan else 0
         nodes = torch.tensor([step.t for step in plan] + [last], dtype=torch.float64)
         if plan:
@@ -81,21 +87,15 @@ class Stepping:
         Solvers with several evaluations ask at an interval's end and again at the start of the
         next; a loop begins at the latter. In another schedule it is the nearest of all.
         """
-        if schedule_timesteps is not None or not self._plan:
+        if schedule_timesteps is not None or not self._is_planned:
             schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
             return (schedule - torch.as_tensor(timestep).to(schedule)).abs().argmin().item()
         return self._nearest_start(timestep).item()
 
     def _nearest_start(self, timestep: float | Tensor) -> Tensor:
         distance = (self.timesteps - torch.as_tensor(timestep).to(self.timesteps)).abs()
-        starts = torch.tensor(self._starts, device=distance.device)
+        starts = self._start_indices.to(distance.device)
         return starts.take(distance[starts].argmin())
-
-    @property
-    def _starts(self) -> list[int]:
-        """Indices of the timesteps at which an interval starts."""
-        ends = [i + 1 for i, step in enumerate(self._plan) if step.ends_interval]
-        return [0, *ends[:-1]]
 
     def _reset(self, begin_index: int | None) -> None:
         self._begin_index, self._begun = begin_index, False
@@ -110,18 +110,17 @@ class Stepping:
         return not torch.compiler.is_compiling() and int(self._index) >= len(self._plan)
 
     def _begin(self, timestep: float | Tensor) -> None:
-        index, starts = self._begin_index, self._starts
-        if index is not None and index not in starts:
+        index = self._begin_index
+        if index is None and not torch.compiler.is_compiling():
+            # an element of `timesteps` knows its place, without asking the device
+            index = _place(timestep, self.timesteps)
+        if index is not None and index not in self._starts:
             raise ValueError(
-                f"a loop begins at the start of an interval, one of the indices {starts}, "
+                f"a loop begins at the start of an interval, one of the indices {self._starts}, "
                 f"got index {index}"
             )
         if index is not None:
             self._index = torch.tensor(index)
-        elif not torch.compiler.is_compiling() and _is_element(timestep, self.timesteps):
-            # an element of `timesteps` knows its place, without asking the device
-            place = timestep.storage_offset()
-            self._index = torch.tensor(max(start for start in starts if start <= place))
         else:
             self._index = self._nearest_start(timestep).cpu()
         self._first, self._begun = self._index, True
@@ -179,7 +178,7 @@ class Stepping:
         moved = c * x
         for weight, slope in zip(w, slopes, strict=True):
             moved = moved + weight * slope
-        if any(step.std for step in self._plan):
+        if self._noisy:
             shape = {"device": x.device, "dtype": x.dtype}
             moved = moved + std * randn_tensor(x.shape, generator=generator, **shape)
         self._memory_before, self._memory = self._memory, slopes[: self._memory_size]
@@ -249,12 +248,11 @@ def _copied(slope: Tensor, x: Tensor) -> Tensor:
     return slope if copies == 1 else slope.repeat(copies, *[1] * (x.ndim - 1))
 
 
-def _is_element(timestep: float | Tensor, timesteps: Tensor) -> bool:
-    return (
-        isinstance(timestep, Tensor)
-        and timestep._base is timesteps
-        and math.prod(timestep.shape) == 1
-    )
+def _place(timestep: float | Tensor, timesteps: Tensor) -> int | None:
+    """Return the index of an element of `timesteps`; None for any other number."""
+    if not isinstance(timestep, Tensor) or timestep._base is not timesteps:
+        return None
+    return timestep.storage_offset() if math.prod(timestep.shape) == 1 else None
 
 
 def _tabulated(plan: list[Step], to_sample: list[Any], memory_size: int) -> Tensor:
