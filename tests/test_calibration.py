@@ -128,6 +128,8 @@ def test_calibrations_are_saved_with_the_scheduler(both, tmp_path):
         (4, {"grid": "uniform"}),
         (4, {"t_max": 0.9}),
         (4, {"diffusion": "memoryless"}),
+        (4, {"use_karras_sigmas": True}),
+        (4, {"shift_terminal": 0.1}),
     ],
 )
 def test_other_samplers_do_not_use_it(n, changes, both):
@@ -219,12 +221,20 @@ def test_conditions_for_each_noise_are_cut_to_the_batch():
         (4, noise(3), r"n at least 4 .* got \(3, 2\)"),
         (1, noise(), "num_inference_steps must be at least 2 to be calibrated"),
         ((4, 1), noise(), "num_inference_steps must be at least 2 to be calibrated"),
+        ((), noise(), r"num_inference_steps must be at least 2 to be calibrated, got \[\]"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(n, eps, message):
     scheduler = GaussianFlowScheduler()
     with pytest.raises(ValueError, match=message):
         calibrate(scheduler, model_of(scheduler), n, eps, progress=False)
+
+
+@pytest.mark.parametrize("name", ["reference_steps", "batch_size"])
+def test_sizes_of_a_calibration_are_at_least_one(name):
+    scheduler = GaussianFlowScheduler()
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        calibrate(scheduler, model_of(scheduler), 4, noise(), progress=False, **{name: 0})
 
 
 def test_the_progress_bar_ends_at_its_total(monkeypatch):

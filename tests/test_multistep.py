@@ -1,12 +1,13 @@
 """Multistep methods: their orders in every form, their twins in diffusers, their strength."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
-from oracles import gaussian_std, mixture, slope
+from oracles import gaussian_std, marginal_std, mixture, slope
 
-from fm_diffusers.diffusions import DIFFUSIONS, get_diffusion
+from fm_diffusers.diffusions import DIFFUSIONS, Diffusion, get_diffusion
 from fm_diffusers.fields import GaussianMixture
 from fm_diffusers.grids import GRIDS, default_parameters
 from fm_diffusers.paths import PATHS, Linear
@@ -166,3 +167,29 @@ def test_a_slope_with_hardly_any_noise_left_does_not_correct_a_long_step():
     times = torch.cat([inner, torch.tensor([0.999, 1.0]).double()])
     before_last = Multistep(Linear(), **kinds).plan(times)[-2].row(3)
     assert sum(weight != 0 for weight in before_last[1:]) == 1
+
+
+def test_a_coefficient_that_acts_in_a_window_only_is_noise():
+    def window(path, t, scale):
+        return scale * ((t > 0.5) & (t < 0.8)).to(t.dtype)
+
+    times = torch.linspace(0, 1, 21, dtype=torch.float64)
+    solver = SOLVERS["predictor_corrector"](Linear(), diffusion=Diffusion(window, power=1))
+    assert solver.noisy
+    noised = [step.interval for step in solver.plan(times) if step.std]
+    assert noised and all(0.4 < t and s < 0.9 for t, s in noised)
+
+
+@pytest.mark.parametrize("corrector", [False, True])
+@pytest.mark.parametrize("solver_order", [1, 2])
+def test_the_order_of_an_sde_counts_no_correction(solver_order, corrector):
+    options = {"solver_order": solver_order, "corrector": corrector}
+    solver = SOLVERS["predictor_corrector"](
+        Linear(), diffusion=DIFFUSIONS["memoryless"], **options, lower_order_final=False
+    )
+    assert solver.order == solver_order
+    assert dataclasses.replace(solver, diffusion=None).order == solver_order + corrector
+    exact = marginal_std(Linear(), 0.9).item()
+    grids = [torch.linspace(0, 0.9, n + 1, dtype=torch.float64) for n in (80, 160, 320)]
+    errors = [abs(gaussian_std(solver, times) / exact - 1) for times in grids]
+    assert slope(errors) == pytest.approx(solver_order, abs=0.25)

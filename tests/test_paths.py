@@ -79,7 +79,7 @@ def test_time_of_another_batch_size_is_refused():
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("polynomial", {"degree": 0.5}, "degree must be at least 1, got 0.5"),
+        ("polynomial", {"degree": 0.5}, "degree must be at least 1 and finite, got 0.5"),
         ("variance_preserving", {"beta_min": 3.0, "beta_max": 2.0}, "beta_min < beta_max"),
         ("variance_exploding", {"sigma_min": 0.0}, "0 < sigma_min"),
     ],

@@ -68,6 +68,12 @@ def test_sigmas_and_timesteps_say_the_same_in_every_container(kind):
     assert torch.equal(by_sigma.sigmas, by_timestep.sigmas)
 
 
+def test_the_number_of_steps_is_any_integer():
+    scheduler = GaussianFlowScheduler()
+    scheduler.set_timesteps(np.int64(5))
+    assert scheduler.num_inference_steps == len(scheduler.timesteps) == 5
+
+
 def test_timesteps_live_on_the_wanted_device():
     scheduler = GaussianFlowScheduler()
     scheduler.set_timesteps(3, device="meta")

@@ -3,6 +3,8 @@
 import inspect
 import json
 
+import math
+
 import pytest
 import torch
 from loops import loop, start
@@ -126,6 +128,16 @@ def test_diffusion_is_the_coefficient_of_the_table(diffusion):
         ),
         ({"path": "polynomial", "path_kwargs": {"degree": 0.5}}, r"degree must be at least 1"),
         ({"solver_kwargs": {"solver_order": 5}}, r"solver_order must be 1, 2, 3 or 4, got 5"),
+        ({"solver_kwargs": {"solver_order": 2.0}}, r"solver_order must be 1, 2, 3 or 4, got 2.0"),
+        ({"solver_kwargs": {"corrector": "no"}}, r"corrector must be True, False or None .* 'no'"),
+        (
+            {"solver": "euler", "solver_kwargs": {"clock": "Time"}},
+            r"clock must be 'time' or 'snr', got 'Time'",
+        ),
+        (
+            {"path": "polynomial", "path_kwargs": {"degree": math.inf}},
+            r"degree must be at least 1 and finite, got inf",
+        ),
         ({"solver_kwargs": {"variable": "t"}}, r"unknown variable 't': choose one of clock"),
         ({"solver_kwargs": {"form": "noise"}}, r"unknown form 'noise': choose one of velocity"),
         ({"grid_kwargs": {"scale": 0.0}}, r"scale must be positive and finite, got 0.0"),

@@ -18,6 +18,7 @@ uses it. It is kept relative to signal-to-noise ratios, so that it does not depe
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -101,9 +102,13 @@ def calibrate(
     Raises:
         ValueError: for a network without noise, too little noise or too few steps.
     """
-    steps = [num_inference_steps] if isinstance(num_inference_steps, int) else num_inference_steps
-    if min(steps) < 2:
+    one = isinstance(num_inference_steps, Integral)
+    steps = [int(n) for n in ([num_inference_steps] if one else num_inference_steps)]
+    if min(steps, default=0) < 2:
         raise ValueError(f"num_inference_steps must be at least 2 to be calibrated, got {steps}")
+    for name, value in (("reference_steps", reference_steps), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     if hasattr(model, "calibration_field"):
         field, noise = model.calibration_field(num_samples, generator, noise, **conditions)
     else:
@@ -128,9 +133,9 @@ def calibrate(
                 "rms": best.rms,
                 "median": best.median,
             }
-    old = scheduler.config.calibration or {}
-    kept = old.get("steps", {}) if old.get("for") == scheduler.calibrated_for else {}
-    calibration = {"for": scheduler.calibrated_for, "steps": kept | table}
+    old, now = scheduler.config.calibration or {}, scheduler.calibrated_for
+    kept = old.get("steps", {}) if now | old.get("for", {}) == now else {}
+    calibration = {"for": now, "steps": kept | table}
     # diffusers' from_config passes over what was left at its default when the scheduler was made
     defaults = set(scheduler.config.get("_use_default_values", [])) - {"calibration"}
     scheduler.register_to_config(calibration=calibration, _use_default_values=sorted(defaults))

@@ -295,7 +295,7 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         Computed in float32 or better, and returned in the wider of the two dtypes: pipelines that
         start in float32 cast for their network at every step, and stay in float32. A sample that
         was handed out in a lower precision and comes back as it was goes on from its float32
-        value.
+        value (not under `torch.inference_mode`, where changes leave no trace).
 
         Args:
             model_output: what the network predicted, shape `(batch, ...)`.

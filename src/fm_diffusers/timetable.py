@@ -8,12 +8,13 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fm_diffusers.clock import Clock
+from fm_diffusers.clock import RESPACINGS, Clock
 from fm_diffusers.diffusions import Diffusion, get_diffusion
 from fm_diffusers.grids import GRIDS, default_parameters
 from fm_diffusers.paths import GaussianPath, as_time
@@ -124,12 +125,12 @@ class Timetable(Clock, Stepping):
         """Return the solver and where `n` steps start, as calibrated or as the grid says."""
         if (found := self._calibrated(n)) is not None:
             return found[0], found[1][:-1]
-        if not isinstance(n, int) or n < 1:
+        if not isinstance(n, Integral) or n < 1:
             raise ValueError(
                 f"num_inference_steps must be an integer of at least 1, got {n}; or give sigmas "
                 "or timesteps"
             )
-        solver = self._solver()
+        n, solver = int(n), self._solver()
         starts = self._grid(n, *self.ends(solver), self.sampling_path)[:-1]
         if self.sampling_path is not self.path and self.config.grid in ON_TABLES:
             starts = self.sampling_path.time(self.path.log_snr(starts))
@@ -210,7 +211,9 @@ class Timetable(Clock, Stepping):
     @property
     def calibrated_for(self) -> dict[str, Any]:
         """The part of the configuration under which a calibration holds."""
-        names = ("solver", "solver_kwargs", "grid", "grid_kwargs", "t_min", "t_max", "shift")
+        names = ["solver", "solver_kwargs", "grid", "grid_kwargs", "t_min", "t_max", "shift"]
+        names += ["shift_terminal", "use_dynamic_shifting"]
+        names += [f"use_{kind}_sigmas" for kind in RESPACINGS]
         return {name: self.config[name] for name in names}
 
     def calibrated_times(self, log_snr: list[float]) -> Tensor:
@@ -223,7 +226,8 @@ class Timetable(Clock, Stepping):
         """Return the solver and grid fitted for so many steps, if there are, and if they hold."""
         calibration = self.config.calibration or {}
         found = calibration.get("steps", {}).get(str(num_inference_steps))
-        if found is None or calibration["for"] != self.calibrated_for or self._solver().noisy:
+        now = self.calibrated_for
+        if found is None or now | calibration["for"] != now or self._solver().noisy:
             return None
         solver = Calibrated(
             **self.model_kwargs, **found["method"], readout=tuple(found["readout"])

@@ -57,9 +57,9 @@ class Polynomial(GaussianPath):
     degree: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.degree >= 1:
+        if not 1 <= self.degree < math.inf:
             raise ValueError(
-                f"degree must be at least 1, got {self.degree}: below it the velocity "
+                f"degree must be at least 1 and finite, got {self.degree}: below it the velocity "
                 "is infinite at t = 0"
             )
 
@@ -84,9 +84,9 @@ class VariancePreserving(GaussianPath):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min < self.beta_max:
+        if not 0 < self.beta_min < self.beta_max < math.inf:
             raise ValueError(
-                f"0 < beta_min < beta_max must hold, got beta_min={self.beta_min} "
+                f"0 < beta_min < beta_max < inf must hold, got beta_min={self.beta_min} "
                 f"and beta_max={self.beta_max}"
             )
 
@@ -130,9 +130,9 @@ class VarianceExploding(GaussianPath):
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
-                f"0 < sigma_min < sigma_max must hold, got sigma_min={self.sigma_min} "
+                f"0 < sigma_min < sigma_max < inf must hold, got sigma_min={self.sigma_min} "
                 f"and sigma_max={self.sigma_max}"
             )
 

@@ -167,7 +167,10 @@ class Solver:
     @property
     def noisy(self) -> bool:
         """Whether an SDE is solved: there is a diffusion, and it does not vanish."""
-        return self.diffusion is not None and bool(self.diffusion.squared(self.path, 0.4) > 0)
+        inside = torch.linspace(0, 1, 1001, dtype=torch.float64)[1:-1]
+        return self.diffusion is not None and bool(
+            (self.diffusion.squared(self.path, inside) > 0).any()
+        )
 
     def slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights of the sample and of the model output in the slope at times `t`."""

@@ -125,12 +125,23 @@ class Multistep(Solver):
         tables = {"form": FORMS, "variable": VARIABLES, "solver_type": RULES}
         for name, table in tables.items():
             look_up(name, table, getattr(self, name))
-        if self.solver_order not in (1, 2, 3, 4):
-            raise ValueError(f"solver_order must be 1, 2, 3 or 4, got {self.solver_order}")
+        if not isinstance(self.solver_order, int) or not 1 <= self.solver_order <= 4:
+            raise ValueError(f"solver_order must be 1, 2, 3 or 4, got {self.solver_order!r}")
+        for name in ("corrector", "lower_order_final"):
+            if getattr(self, name) not in (True, False, None):
+                raise ValueError(
+                    f"{name} must be True, False or None (chosen by the number of steps), got "
+                    f"{getattr(self, name)!r}"
+                )
 
     @property
     def order(self) -> int:
-        """Order of the endpoint: more slopes lower the error, but the first step knows one."""
+        """Order of the endpoint: more slopes lower the error, but the first step knows one.
+
+        Of an SDE's distribution: its steps are not corrected.
+        """
+        if self.noisy:
+            return min(self.solver_order, 2)
         order = min(self.solver_order, 2) + (self.corrector is not False)
         return order if self.lower_order_final is False else min(order, 2)
 

@@ -61,6 +61,11 @@ class RungeKutta(Solver):
     tableau: Tableau = EULER
     clock: str = "time"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clock not in ("time", "snr"):
+            raise ValueError(f"clock must be 'time' or 'snr', got {self.clock!r}")
+
     @property
     def order(self) -> int:  # noqa: D102
         return self.tableau.order

@@ -30,7 +30,7 @@ class EulerMaruyama(Solver):
 
     def slope(self, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         velocity = self.convert("velocity", t)
-        if self.diffusion is None:
+        if not self.noisy:
             return velocity
         weight = self.diffusion.noise_weight(self.path, t)
         return tuple(
@@ -45,7 +45,7 @@ class EulerMaruyama(Solver):
     def _tabulated(self, grid: Tensor) -> list[list[float]]:
         """Return the variance rate and the two weights of the slope at the times of the grid."""
         none = torch.zeros_like(grid)
-        variance = none if self.diffusion is None else self.diffusion.squared(self.path, grid)
+        variance = none if not self.noisy else self.diffusion.squared(self.path, grid)
         return [values.tolist() for values in (variance, *self.slope(grid))]
 
     def _euler(self, t: float, s: float, slope: tuple[float, float], variance: float) -> Step:
