@@ -2,7 +2,6 @@
 
 import inspect
 import json
-
 import math
 
 import pytest
