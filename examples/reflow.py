@@ -59,6 +59,10 @@ class ReflowArguments(LossArguments):
 def load(model: str) -> FlowMatchingPipeline:
     """Return a saved pipeline that can be straightened, as an ODE."""
     pipe = FlowMatchingPipeline.from_pretrained(model)
+    if pipe.takes == "text":
+        raise ValueError(
+            f"{model} takes prompts: a flow of classes, or without a condition, is straightened"
+        )
     if pipe.scheduler.config.path != "linear":
         raise ValueError(
             f"{model} is a flow on the path {pipe.scheduler.config.path!r}: straight lines are "

@@ -112,6 +112,7 @@ def train(
         fused=True,
     )
     network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
+    check_epoch(args, accelerator, loader)
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     ema = EMAModel(trained, decay=args.ema_decay, foreach=True)
     ema.to(accelerator.device)
@@ -184,6 +185,15 @@ def train(
     }
 
 
+def check_epoch(args: TrainingArguments, accelerator: Accelerator, loader: DataLoader) -> None:
+    """Raise a `ValueError` if an epoch has no full batch for every process."""
+    if hasattr(loader.dataset, "__len__") and not len(loader):
+        raise ValueError(
+            f"--train_batch_size {args.train_batch_size} on {accelerator.num_processes} processes "
+            f"exceeds the {len(loader.dataset)} samples of an epoch: choose a smaller one"
+        )
+
+
 def take_rates(
     args: TrainingArguments, optimizer: Optimizer, lr_scheduler: LambdaLR, ema: EMAModel
 ) -> None:
@@ -236,8 +246,6 @@ def load_data(args: ImageArguments, **columns: str | None) -> ImageData:
         shuffle_seed=args.seed,
         **columns,
     )
-    if data.length is not None and data.length < args.train_batch_size:
-        raise ValueError(f"--train_batch_size exceeds the {data.length} images of the data set")
     return data
 
 

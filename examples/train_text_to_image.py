@@ -14,6 +14,7 @@ captions' own words, which is trained along and needs no network:
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -82,6 +83,22 @@ def class_captions(args: TextArguments, data: ImageData) -> list[str]:
     names = data.class_names or tuple(map(str, range(data.num_classes)))
     words = [DIGITS[int(name)] if name in map(str, range(10)) else name for name in names]
     return [args.template.format(word) for word in words]
+
+
+def known_captions(args: TextArguments, data: ImageData) -> list[str]:
+    """Return the captions of all classes or images, or of the first batch of a stream."""
+    if not args.caption_column:
+        return class_captions(args, data)
+    if data.captions is not None:
+        return data.captions
+    if not args.text_encoder:
+        raise ValueError(
+            "a stream does not tell the words of its captions in advance: name a --text_encoder, "
+            "or drop --streaming"
+        )
+    for batch in data.loader(args.train_batch_size):
+        return batch["caption"]
+    raise ValueError(f"the stream has no batch of --train_batch_size {args.train_batch_size}")
 
 
 def make_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -162,6 +179,13 @@ class Prompted(nn.Module):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
 
+    def train(self, mode: bool = True) -> "Prompted":
+        """Switch dropout on or off; in a frozen text encoder it stays off."""
+        super().train(mode)
+        learns = any(weight.requires_grad for weight in self.text_encoder.parameters())
+        self.text_encoder.train(mode and learns)
+        return self
+
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor, return_dict: bool) -> tuple[Tensor]:
         """Return what the U-Net predicts, shape of `x`; tokens have the shape (batch, length)."""
         states = self.text_encoder(input_ids=tokens).last_hidden_state
@@ -176,7 +200,7 @@ def main(args: TextArguments) -> None:
         data = load_data(
             args, label_column=None if column else args.label_column, caption_column=column
         )
-    captions = data.captions if column else class_captions(args, data)
+    captions = known_captions(args, data)
     tokenizer, text_encoder = make_text_encoder(args, captions)
     scheduler = args.scheduler()
     unet = make_unet(args, data.shape, text_encoder.config.hidden_size)
@@ -212,7 +236,7 @@ def main(args: TextArguments) -> None:
         )
 
     def draw(network: Prompted) -> Image.Image:
-        shown = (captions * 10)[:10]
+        shown = list(islice(cycle(captions), 10))
         return sample_grid(
             pipeline(network), rows=4, stochastic=args.coupling == "independent", prompt=4 * shown
         )

@@ -139,3 +139,17 @@ def test_times_follow_from_the_generator_and_lie_in_the_unit_interval(sampler):
 def test_unknown_samplers_are_refused():
     with pytest.raises(ValueError, match="unknown time sampler 'gauss': choose one of uniform"):
         sample_times(4, "gauss")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "parameters", "message"),
+    [
+        ("logit_normal", {"scale": 1.0}, r"\['scale'\] .* 'logit_normal'; it has: mean, std"),
+        ("logit_normal", {"std": 0.0}, "std of logit_normal times must be positive .* got 0.0"),
+        ("mode", {"scale": 3.0}, r"scale of mode times must lie in \[-1, .* got 3.0"),
+        ("beta", {"a": -1.0}, "a and b of beta times must be positive .* got -1.0 and 1.0"),
+    ],
+)
+def test_parameters_of_samplers_outside_their_range_are_refused(sampler, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        sample_times(4, sampler, **parameters)

@@ -314,7 +314,10 @@ def test_a_missing_data_set_is_refused_without_a_network(train, monkeypatch):
             r"--block_out_channels",
         ),
         ({"block_out_channels": [12, 32]}, r"block_out_channels"),
-        ({"train_batch_size": 2000}, r"--train_batch_size exceeds the 1797 images"),
+        (
+            {"train_batch_size": 2000},
+            r"--train_batch_size 2000 on 1 processes exceeds the 1797",
+        ),
         (
             {"resume_from_checkpoint": "checkpoint-77"},
             r"'checkpoint-77' is not a folder `checkpoint-N`; there are \[\]",
@@ -335,7 +338,7 @@ def test_impossible_arguments_are_refused(kwargs, message, train):
         ),
         ({"label_column": "digit"}, r"no column \['digit'\], it has \['image', 'label'\]"),
         ({"resolution": 9}, r"side 9 cannot be halved 1 times: choose another --resolution"),
-        ({"train_batch_size": 41}, r"--train_batch_size exceeds the 40 images"),
+        ({"train_batch_size": 41}, r"--train_batch_size 41 on 1 processes exceeds the 40 samples"),
     ],
 )
 def test_arguments_that_do_not_fit_the_data_are_refused(kwargs, message, train, tmp_path):

@@ -140,7 +140,8 @@ def test_prompts_of_class_names_draw_their_classes(examples, tmp_path):
     assert encoder.config.vocab_size == len(tokenizer) == 4 + 2 + 10
 
 
-def test_captions_and_a_frozen_encoder_train_as_well(examples, tmp_path):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_captions_and_a_frozen_encoder_train_as_well(streaming, examples, tmp_path):
     script, data = examples("train_text_to_image"), tmp_path / "data"
     texts = ["black square", "white square", "grey"]
     rows = [{"file_name": f"{i}.png", "text": texts[i % 3]} for i in range(12)]
@@ -159,11 +160,29 @@ def test_captions_and_a_frozen_encoder_train_as_well(examples, tmp_path):
         "text_encoder": str(tmp_path / "encoder"),
         "train_batch_size": 6,
     }
-    script.main(script.TextArguments(**arguments, max_train_steps=3))
+    arguments |= {"max_train_steps": 3, "streaming": streaming}
+    script.main(script.TextArguments(**arguments))
     assert draw(tmp_path / "out", prompt=["grey", "white square"]).shape == (2, 1, 8, 8)
     saved = CLIPTextModel.from_pretrained(tmp_path / "out", subfolder="text_encoder")
     for weight, given in zip(saved.parameters(), encoder.parameters(), strict=True):
         assert torch.equal(weight, given)
+    with pytest.raises(ValueError, match="takes prompts: a flow of classes, or without"):
+        examples("reflow").load(str(tmp_path / "out"))
+    if streaming:
+        with pytest.raises(ValueError, match="does not tell the words .* name a --text_encoder"):
+            script.main(script.TextArguments(**arguments | {"text_encoder": ""}))
+
+
+def test_dropout_of_a_frozen_encoder_stays_off(examples):
+    """After a picture the network is set to train again, and a run must go on as before it."""
+    script = examples("train_text_to_image")
+    _, encoder = script.make_text_encoder(script.TextArguments(), ["a", "b"])
+    network = script.Prompted(torch.nn.Dropout(), encoder)
+    network.eval().train()
+    assert network.unet.training and encoder.training
+    encoder.eval().requires_grad_(False)
+    network.eval().train()
+    assert network.unet.training and not any(m.training for m in encoder.modules())
 
 
 @pytest.fixture(scope="module")

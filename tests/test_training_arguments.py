@@ -61,10 +61,16 @@ def test_every_default_is_accepted_as_a_flag():
     assert {f.name for f in fields(default)} - set(default.public()) == {"hub_token"}
 
 
+def test_no_mixed_precision_is_not_a_boolean(tmp_path):
+    file = write(tmp_path / "run.yaml", "mixed_precision: no")
+    assert parse(Arguments, ["--config", file]).mixed_precision == "no"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("leaning_rate: 1", r"holds \['leaning_rate'\], the script takes \['output_dir'"),
+        ("seed: [1", "'.*run.yaml' is no YAML: while parsing"),
         ("- seed", r"must hold `name: value` lines, got \['seed'\]"),
     ],
 )
@@ -78,6 +84,12 @@ def test_wrong_files_are_refused(text, message, tmp_path):
     [
         ({"train_batch_size": 0}, "--train_batch_size must be at least 1, got 0"),
         ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"learning_rate": -1.0}, "--learning_rate must be at least 0, got -1.0"),
+        ({"max_grad_norm": 0.0}, "--max_grad_norm must be positive, got 0.0"),
+        (
+            {"lr_scheduler": "piecewise_constant"},
+            "unknown --lr_scheduler 'piecewise_constant': choose one of linear",
+        ),
         ({"ema_decay": 2.0}, r"--ema_decay must lie in \[0, 1\], got 2.0"),
         ({"streaming": True}, "--streaming cannot count epochs in advance: set --max_train_steps"),
         (

@@ -130,6 +130,14 @@ def test_likelihood_weights_need_times_below_one():
         ),
         ({"prediction_type": "score"}, "predicts 'score' is unbounded at t = 1"),
         ({"time_sampler": "sobol"}, "unknown time sampler 'sobol': choose one of uniform"),
+        (
+            {"time_sampler": "cosmap", "time_sampler_kwargs": '{"std": 1}'},
+            r"time_sampler_kwargs \['std'\] are no parameters of 'cosmap'; it has: none",
+        ),
+        (
+            {"time_sampler": "logit_normal", "time_sampler_kwargs": '{"std": "wide"}'},
+            "--time_sampler_kwargs must hold numbers, got {'std': 'wide'}",
+        ),
         ({"coupling": "greedy"}, "unknown coupling 'greedy': choose one of independent"),
         ({"path": "geodesic"}, "unknown path 'geodesic'"),
     ],

@@ -23,6 +23,7 @@ https://arxiv.org/abs/2403.03206 (time samplers); Kingma et al., "Variational Di
 https://arxiv.org/abs/2107.00630 (low discrepancy).
 """
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from fm_diffusers.paths import GaussianPath
 from fm_diffusers.predictions import convert, target
-from fm_diffusers.tables import look_up
+from fm_diffusers.tables import look_up, make
 from fm_diffusers.weightings import loss_weight
 
 
@@ -158,10 +159,14 @@ def _stratified(n: int, generator: torch.Generator | None, device: torch.device)
 
 
 def _logit_normal(u: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    if not 0 < std < math.inf:
+        raise ValueError(f"std of logit_normal times must be positive and finite, got {std}")
     return torch.sigmoid(mean + std * torch.special.ndtri(u))
 
 
 def _mode(u: Tensor, scale: float = 1.29) -> Tensor:
+    if not -1 <= scale <= 2 / (math.pi - 2):
+        raise ValueError(f"scale of mode times must lie in [-1, 2/(pi - 2)], got {scale}")
     return 1 - u - scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
 
 
@@ -178,6 +183,9 @@ def _by_quantile(quantile: Callable[..., Tensor], base: Callable[..., Tensor]) -
     ) -> Tensor:
         return quantile(base(n, generator, device), **parameters)
 
+    given, own = inspect.signature(base), inspect.signature(quantile)
+    parameters = [*given.parameters.values(), *list(own.parameters.values())[1:]]
+    sampler.__signature__ = given.replace(parameters=parameters)
     return sampler
 
 
@@ -188,6 +196,8 @@ def _beta(
     a: float = 1.5,
     b: float = 1.0,
 ) -> Tensor:
+    if not (0 < a < math.inf and 0 < b < math.inf):
+        raise ValueError(f"a and b of beta times must be positive and finite, got {a} and {b}")
     shape = torch.tensor([[a], [b]], device=device).expand(2, n)
     first, second = torch._standard_gamma(shape, generator=generator)
     return first / (first + second)
@@ -219,12 +229,13 @@ def sample_times(
     interval). The densities of Esser et al. are stated there for the noise time, which is 1 - t.
 
     Raises:
-        ValueError: if the sampler is unknown.
+        ValueError: if the sampler, or a parameter of it, is unknown or out of its range.
 
     Example:
         >>> t = sample_times(4, "low_discrepancy", torch.Generator().manual_seed(0))
         >>> sorted((4 * t).int().tolist())
         [0, 1, 2, 3]
     """
-    draw = look_up("time sampler", TIME_SAMPLERS, sampler)
-    return draw(n, generator, torch.device(device), **parameters)
+    look_up("time sampler", TIME_SAMPLERS, sampler)
+    given = {"n": n, "generator": generator, "device": torch.device(device)}
+    return make("time_sampler", TIME_SAMPLERS, sampler, parameters, **given)

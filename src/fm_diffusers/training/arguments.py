@@ -17,10 +17,17 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from diffusers.optimization import SchedulerType
 from transformers import HfArgumentParser
+
+from fm_diffusers.tables import look_up
 
 #: The smallest allowed value of integers that may be less than 1.
 MINIMUM = {"seed": 0, "lr_warmup_steps": 0, "dataloader_num_workers": 0}
+
+#: The schedules of diffusers that need no parameters but the numbers of steps.
+SCHEDULES = [s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT]
+
 Arguments = TypeVar("Arguments")
 
 
@@ -77,6 +84,11 @@ class TrainingArguments:
             if type(value) is int and value < minimum:
                 raise ValueError(f"--{f.name} must be at least {minimum}, got {value}")
         self.report_to = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        if not self.learning_rate >= 0:
+            raise ValueError(f"--learning_rate must be at least 0, got {self.learning_rate}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"--max_grad_norm must be positive, got {self.max_grad_norm}")
+        look_up("--lr_scheduler", dict.fromkeys(SCHEDULES), self.lr_scheduler)
         if not 0 <= self.ema_decay <= 1:
             raise ValueError(f"--ema_decay must lie in [0, 1], got {self.ema_decay}")
         if self.overwrite_output_dir and self.resume_from_checkpoint is not None:
@@ -191,12 +203,17 @@ def read_config(file: str, names: list[str]) -> dict[str, Any]:
 
     if not Path(file).is_file():
         raise ValueError(f"--config {file!r} is not a file")
-    values = yaml.safe_load(Path(file).read_text()) or {}
+    try:
+        values = yaml.safe_load(Path(file).read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {file!r} is no YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"--config {file!r} must hold `name: value` lines, got {values!r}")
     unknown = [name for name in values if name not in names]
     if unknown:
         raise ValueError(f"--config {file!r} holds {unknown}, the script takes {names}")
+    if values.get("mixed_precision") is False:
+        values["mixed_precision"] = "no"  # which YAML takes for a boolean
     return values
 
 

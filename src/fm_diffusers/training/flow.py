@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fm_diffusers.couplings import COUPLINGS, couple
-from fm_diffusers.objectives import TIME_SAMPLERS, sample_times, weighted_loss
+from fm_diffusers.objectives import sample_times, weighted_loss
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.tables import look_up
 from fm_diffusers.training.arguments import ImageArguments, TrainingArguments
@@ -48,10 +48,14 @@ class LossArguments(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.weighting = self.weighting or "uniform"
-        look_up("time sampler", TIME_SAMPLERS, self.time_sampler)
         look_up("coupling", COUPLINGS, self.coupling)
         for name in ("weighting_kwargs", "time_sampler_kwargs", "coupling_kwargs"):
             self.parameters(name)
+        given = self.parameters("time_sampler_kwargs")
+        try:
+            sample_times(2, self.time_sampler, torch.Generator(), **given)
+        except TypeError as error:
+            raise ValueError(f"--time_sampler_kwargs must hold numbers, got {given}") from error
         if not 0 <= self.t_min < self.t_max <= 1:
             raise ValueError(
                 f"--t_min and --t_max must ascend in [0, 1], got {self.t_min} and {self.t_max}"
