@@ -132,3 +132,10 @@ def test_accelerate_reads_the_configurations_that_ship(file):
     config = load_config_from_file(str(file))
     assert config.num_processes == yaml.safe_load(file.read_text())["num_processes"]
     assert "tested" in file.read_text().partition("\ncompute_environment")[0].lower()
+
+
+def test_an_epoch_without_a_batch_for_every_process_is_refused(tmp_path):
+    done = launch(SCRIPT, "--output_dir", tmp_path, "--train_batch_size", 1000)
+    assert done.returncode != 0
+    assert "--train_batch_size 1000 on 2 processes exceeds the 1797 samples" in done.stderr
+    assert not (tmp_path / "model_index.json").exists()
