@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 
 from fm_diffusers import FlowMatchingPipeline
-from fm_diffusers.lora import lora_layers
+from fm_diffusers.pipelines.lora import lora_layers
 from fm_diffusers.training.publishing import ASKED, conditioning, push
 
 if TYPE_CHECKING:

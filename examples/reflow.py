@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from train_mnist import train
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
-from fm_diffusers.conditions import Asked
+from fm_diffusers.pipelines.conditions import Asked
 from fm_diffusers.predictions import convert
 from fm_diffusers.training.arguments import parse, start
 from fm_diffusers.training.flow import LossArguments, flow_loss

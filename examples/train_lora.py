@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from train_mnist import load_data, train
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
-from fm_diffusers.conditions import Asked
+from fm_diffusers.pipelines.conditions import Asked
 from fm_diffusers.training.arguments import ImageArguments, parse, start
 from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.decoding import MODES

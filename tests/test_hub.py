@@ -185,7 +185,7 @@ def push_an_adapter():
     from huggingface_hub import create_repo, upload_folder
     from peft import LoraConfig
 
-    from fm_diffusers.lora import lora_layers
+    from fm_diffusers.pipelines.lora import lora_layers
 
     pipe = transformer_pipeline()
     pipe.transformer.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"]))

@@ -18,7 +18,7 @@ from test_pipeline_transformer import CLASSES, make_transformer
 from test_pipeline_transformer import make_pipe as make_transformer_pipe
 
 from fm_diffusers import FlowMatchingPipeline
-from fm_diffusers.lora import lora_layers
+from fm_diffusers.pipelines.lora import lora_layers
 
 TARGETS = ["to_q", "to_v"]
 PIPES = {

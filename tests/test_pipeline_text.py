@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
-from fm_diffusers.conditions import Asked, encode_text
+from fm_diffusers.pipelines.conditions import Asked, encode_text
 
 WIDTH, LENGTH, STEPS = 8, 6, 4
 WORDS = "<pad> <unk> <start> <end> a handwritten zero seven digit dark".split()

@@ -14,8 +14,8 @@ from torch._dynamo.testing import CompileCounter
 from fm_diffusers import GaussianFlowScheduler
 from fm_diffusers.fields import GaussianMixture
 from fm_diffusers.grids import GRIDS
+from fm_diffusers.scheduling.timetable import CONFIGURED
 from fm_diffusers.solvers import SOLVERS
-from fm_diffusers.timetable import CONFIGURED
 
 # --- time ----------------------------------------------------------------------------------------
 

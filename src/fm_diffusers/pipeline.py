@@ -29,13 +29,13 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fm_diffusers.conditioning import Conditioning
-from fm_diffusers.conditions import Asked
-from fm_diffusers.hub import HubShims
-from fm_diffusers.latents import Latents
-from fm_diffusers.lora import LoraLoader
+from fm_diffusers.pipelines.conditioning import Conditioning
+from fm_diffusers.pipelines.conditions import Asked
+from fm_diffusers.pipelines.hub import HubShims
+from fm_diffusers.pipelines.latents import Latents
+from fm_diffusers.pipelines.lora import LoraLoader
 from fm_diffusers.scheduler import GaussianFlowScheduler
-from fm_diffusers.stepping import Generators
+from fm_diffusers.scheduling.stepping import Generators
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 

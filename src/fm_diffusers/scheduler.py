@@ -5,9 +5,8 @@ Time runs as diffusers users expect it: `timesteps` descend from `num_train_time
 `sigmas = 1 - t`; networks that are fed something else have another `time_convention`. The network
 is fed `timesteps`. Its output is what `config.prediction_type` says.
 
-`fm_diffusers.timetable` makes a plan of the configuration, `fm_diffusers.stepping` carries it out,
-the mathematics is in `fm_diffusers.solvers`, and a sampling loop equals
-`fm_diffusers.solvers.integrate` bit for bit.
+`fm_diffusers.scheduling` makes a plan of the configuration and carries it out, the mathematics is in
+`fm_diffusers.solvers`, and a sampling loop equals `fm_diffusers.solvers.integrate` bit for bit.
 """
 
 import math
@@ -20,14 +19,14 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from fm_diffusers.clock import RESPACINGS
-from fm_diffusers.conventions import TIME_CONVENTIONS
-from fm_diffusers.families import translate
 from fm_diffusers.paths import PATHS, Discrete, GaussianPath, Linear
 from fm_diffusers.predictions import check_prediction, target
-from fm_diffusers.stepping import Generators, dynamic_threshold
+from fm_diffusers.scheduling.clock import RESPACINGS
+from fm_diffusers.scheduling.conventions import TIME_CONVENTIONS
+from fm_diffusers.scheduling.families import translate
+from fm_diffusers.scheduling.stepping import Generators, dynamic_threshold
+from fm_diffusers.scheduling.timetable import CONFIGURED, Timetable
 from fm_diffusers.tables import look_up
-from fm_diffusers.timetable import CONFIGURED, Timetable
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fm_diffusers.conditions import (
+from fm_diffusers.pipelines.conditions import (
     LABEL_COUNTS,
     TAKES,
     Asked,

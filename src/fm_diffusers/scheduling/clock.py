@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fm_diffusers.conventions import TIME_CONVENTIONS, Convention
 from fm_diffusers.grids import respace, warp
 from fm_diffusers.paths import Discrete, GaussianPath
+from fm_diffusers.scheduling.conventions import TIME_CONVENTIONS, Convention
 from fm_diffusers.tables import look_up
 
 #: The largest beta/alpha that equal steps in it begin with: that of diffusers' schedulers for a

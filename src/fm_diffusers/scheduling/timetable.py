@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fm_diffusers.clock import RESPACINGS, Clock
 from fm_diffusers.diffusions import Diffusion, get_diffusion
 from fm_diffusers.grids import GRIDS, default_parameters
 from fm_diffusers.paths import GaussianPath, as_time
+from fm_diffusers.scheduling.clock import RESPACINGS, Clock
+from fm_diffusers.scheduling.stepping import Stepping
 from fm_diffusers.solvers import SOLVERS, Calibrated, Solver, Step
-from fm_diffusers.stepping import Stepping
 from fm_diffusers.tables import make
 
 #: Where a default grid starts if the model says nothing at t = 0: alpha/(alpha + beta) there.

@@ -1,0 +1,1 @@
+"""What `FlowMatchingPipeline` is made of: conditions, latents, the Hub and adapters."""

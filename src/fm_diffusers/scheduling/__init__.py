@@ -1,0 +1,1 @@
+"""What `GaussianFlowScheduler` is made of: its clock, its plans and the place in them."""
