@@ -8,7 +8,7 @@ from scipy import stats
 
 from fm_diffusers.grids import GRIDS, default_parameters
 from fm_diffusers.paths import PATHS, Cosine, Linear
-from fm_diffusers.scheduling.timetable import CONFIGURED
+from fm_diffusers.scheduling.parts import CONFIGURED
 
 # the others are those of diffusers, tested against it in test_parity.py
 OWN = [name for name in GRIDS if name not in CONFIGURED]

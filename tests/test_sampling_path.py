@@ -25,8 +25,8 @@ def loop(scheduler, x, generator=None):
 
 def start(scheduler):
     """Return noise on the path of the training, carried to that of the samples."""
-    first = torch.tensor(scheduler._plan[0].t, dtype=torch.float64)
-    return NOISE / scheduler._planned_by.rescaling(first)
+    first = torch.tensor(scheduler._plan.steps[0].t, dtype=torch.float64)
+    return NOISE / scheduler.solver.rescaling(first)
 
 
 @pytest.mark.parametrize("sampling_path", PATHS)

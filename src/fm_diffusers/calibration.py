@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from fm_diffusers.fields import Field
 from fm_diffusers.grids import logistic
 from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.scheduling.parts import calibrated_for, calibrated_times, model_kwargs
 from fm_diffusers.solvers import Multistep, Solver, integrate, update
 
 #: The grids and methods that are tried, in this order, the best grid being kept for the methods.
@@ -133,7 +134,7 @@ def calibrate(
                 "rms": best.rms,
                 "median": best.median,
             }
-    old, now = scheduler.config.calibration or {}, scheduler.calibrated_for
+    old, now = scheduler.config.calibration or {}, calibrated_for(scheduler.config)
     kept = old.get("steps", {}) if now | old.get("for", {}) == now else {}
     calibration = {"for": now, "steps": kept | table}
     # diffusers' from_config passes over what was left at its default when the scheduler was made
@@ -183,7 +184,11 @@ class _Problem:
     reference_steps: int
 
     def solver(self, method: dict[str, Any]) -> Multistep:
-        return Multistep(**self.scheduler.model_kwargs, **method)
+        return Multistep(**model_kwargs(self.scheduler.config, self.scheduler.clock), **method)
+
+    def times(self, log_snr: list[float]) -> Tensor:
+        """Return the grid with these log-SNRs between its ends."""
+        return calibrated_times(self.scheduler.config, self.scheduler.clock, log_snr)
 
     def parts(self) -> Iterator[tuple[slice, Field]]:
         for i in range(0, len(self.noise), self.batch_size):
@@ -191,7 +196,7 @@ class _Problem:
             yield part, lambda x, t, part=part: self.field(x, t, part)
 
     def grid(self, n: int, **kwargs: Any) -> Tensor:
-        ends = self.scheduler.calibrated_times([]).tolist()
+        ends = self.times([]).tolist()
         return logistic(n, self.scheduler.sampling_path, *ends, **kwargs)
 
     @torch.no_grad()
@@ -229,7 +234,7 @@ class _Problem:
         for i in range(n - 1):
             for move in MOVES:
                 moved = [value + move * (i == j) for j, value in enumerate(best.log_snr)]
-                if (self.scheduler.calibrated_times(moved).diff() > 0).all():
+                if (self.times(moved).diff() > 0).all():
                     best = better(best, judged(replace(best, log_snr=moved)))
                 else:
                     advance(n)
@@ -238,7 +243,7 @@ class _Problem:
     @torch.no_grad()
     def fit(self, trial: _Trial) -> _Trial:
         """Return the trial with the read-out fitted to one half, judged on the other."""
-        times = self.scheduler.calibrated_times(trial.log_snr)
+        times = self.times(trial.log_snr)
         solver = self.solver(trial.method)
         features, own = self.features(solver, times)
         half = len(features) // 2

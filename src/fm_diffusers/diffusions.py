@@ -166,3 +166,8 @@ def get_diffusion(name: str, scale: float | None = None) -> Diffusion:
             "or None for the ODE"
         )
     return DIFFUSIONS[name] if scale is None else replace(DIFFUSIONS[name], scale=scale)
+
+
+def windowed(diffusion: Diffusion, windows: list[tuple[float, float]]) -> Diffusion:
+    """Return the coefficient inside intervals of time, zero elsewhere."""
+    raise NotImplementedError

@@ -35,7 +35,7 @@ from fm_diffusers.pipelines.hub import HubShims
 from fm_diffusers.pipelines.latents import Latents
 from fm_diffusers.pipelines.lora import LoraLoader
 from fm_diffusers.scheduler import GaussianFlowScheduler
-from fm_diffusers.scheduling.stepping import Generators
+from fm_diffusers.scheduling.transition import Generators
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 

@@ -5,12 +5,13 @@ Time runs as diffusers users expect it: `timesteps` descend from `num_train_time
 `sigmas = 1 - t`; networks that are fed something else have another `time_convention`. The network
 is fed `timesteps`. Its output is what `config.prediction_type` says.
 
-`fm_diffusers.scheduling` makes a plan of the configuration and carries it out, the mathematics is in
+A `Clock` says what the network is fed at a time, a `Plan` holds the weights of every step, a
+`Place` what a loop remembers (`fm_diffusers.scheduling`); the mathematics is in
 `fm_diffusers.solvers`, and a sampling loop equals `fm_diffusers.solvers.integrate` bit for bit.
 """
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,14 +20,14 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from fm_diffusers.paths import PATHS, Discrete, GaussianPath, Linear
-from fm_diffusers.predictions import check_prediction, target
-from fm_diffusers.scheduling.clock import RESPACINGS
-from fm_diffusers.scheduling.conventions import TIME_CONVENTIONS
+from fm_diffusers.predictions import target
+from fm_diffusers.scheduling.contract import Contract
 from fm_diffusers.scheduling.families import translate
-from fm_diffusers.scheduling.stepping import Generators, dynamic_threshold
-from fm_diffusers.scheduling.timetable import CONFIGURED, Timetable
-from fm_diffusers.tables import look_up
+from fm_diffusers.scheduling.place import Place, Timestep, place_at
+from fm_diffusers.scheduling.plan import Plan, at_noise_level
+from fm_diffusers.scheduling.step import prepare, transition_from
+from fm_diffusers.scheduling.timetable import make_plan
+from fm_diffusers.scheduling.transition import Generators, Transition
 
 
 @dataclass
@@ -42,7 +43,7 @@ class GaussianFlowSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor
 
 
-class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
+class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
     r"""Samples a flow or diffusion model as an ODE or as an SDE, on any Gaussian path.
 
     .. math:: dX = \Big[u_t + \tfrac{\sigma_t^2}{2} \nabla\log p_t\Big] dt + \sigma_t\, dW
@@ -169,39 +170,7 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         sample_max_value: float = 1.0,
     ) -> None:
         self._keep_defaults()
-        self._check()
-        self.path: GaussianPath = self._make("path", PATHS, path, path_kwargs)
-        self.sampling_path = self.path
-        if sampling_path is not None:
-            self.sampling_path = self._make("path", PATHS, sampling_path, sampling_path_kwargs)
-        self.order = self._solver().evaluations
-        self._grid(2, 0.0, 1.0, Linear())  # raises now, not when sampling
-        self.betas, self.alphas_cumprod = self._tables()
-        times = torch.arange(num_train_timesteps, dtype=torch.float64) / num_train_timesteps
-        if not use_dynamic_shifting:
-            times = self._shifted(times, shift)
-        self.timesteps = self.to_timestep(times).float()
-        if isinstance(self.path, Discrete):  # also one whose length no sampling could use
-            self.sigmas = (1 / self.alphas_cumprod - 1).sqrt().flip(0)
-        else:
-            self.sigmas = self._sigmas(times).float()
-        self.num_inference_steps: int | None = None
-        self._generator: Generators | None = None
-        self._take([], self._solver(), 1.0)
-
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        r"""Return `betas` and `alphas_cumprod`, :math:`\alpha^2/(\alpha^2 + \beta^2)` by timestep.
-
-        Of a path that is not a table they are those of the table with its signal-to-noise ratios,
-        as diffusers' training utilities read them.
-        """
-        if isinstance(self.path, Discrete):
-            return self.path.betas.float(), self.path.alphas_cumprod.float()
-        t = torch.arange(self.config.num_train_timesteps - 1, -1, -1, dtype=torch.float64)
-        if self.config.time_convention == "descending":
-            t = t + 1
-        bar = torch.sigmoid(2 * self.path.log_snr(t / self.config.num_train_timesteps))
-        return (1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])).float(), bar.float()
+        self._configure()
 
     def _keep_defaults(self) -> None:
         """Let schedulers made from `config` take its defaults too, as they do from a saved one.
@@ -211,36 +180,6 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         if names := self.config.get("_use_default_values"):
             unset = sorted(name for name in names if self.config[name] is None)
             self.register_to_config(_use_default_values=unset)
-
-    def _check(self) -> None:
-        """Raise a `ValueError` for values that contradict each other."""
-        c = self.config
-        if not 0 <= (c.t_min or 0) < (1 if c.t_max is None else c.t_max) <= 1:
-            raise ValueError(f"0 <= t_min < t_max <= 1 must hold, got {c.t_min} and {c.t_max}")
-        if c.t_min is not None and c.grid in CONFIGURED:
-            raise ValueError(
-                f"grid={c.grid!r} starts where diffusers' schedulers do, t_min={c.t_min} would "
-                "have no effect: leave it out, or take a grid in continuous time such as grid=None"
-            )
-        if c.num_train_timesteps < 1:
-            raise ValueError(
-                f"num_train_timesteps must be at least 1, got {c.num_train_timesteps}"
-            )
-        check_prediction(c.prediction_type)
-        look_up("time_convention", TIME_CONVENTIONS, c.time_convention)
-        if not 0 < c.shift < math.inf:
-            raise ValueError(f"shift must be positive and finite, got {c.shift}")
-        if c.time_shift_type not in ("exponential", "linear"):
-            raise ValueError(
-                f"time_shift_type must be 'exponential' or 'linear', got {c.time_shift_type!r}"
-            )
-        if c.invert_sigmas and c.time_convention != "ascending":
-            raise ValueError(
-                "with invert_sigmas the network is fed t: pass time_convention='ascending', "
-                f"got {c.time_convention!r}"
-            )
-        if sum(c[f"use_{kind}_sigmas"] for kind in RESPACINGS) > 1:
-            raise ValueError(f"only one of {RESPACINGS} sigmas can be used")
 
     @classmethod
     def from_config(
@@ -264,6 +203,47 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
 
     # --- sampling --------------------------------------------------------------------------------
 
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        noisy_steps: Sequence[int] | None = None,
+    ) -> None:
+        """Choose the grid and compute the weights of every step, in float64.
+
+        Args:
+            num_inference_steps: number of intervals; each costs `order` model evaluations, one
+                where the model's prediction type is singular at the interval's end.
+            device: where `timesteps` live.
+            sigmas: noise levels `1 - t` (`beta/alpha` for a table and where the network is fed its
+                logarithm) at which the intervals start, descending; they are shifted and spaced
+                as the configuration says, and the end of the grid is added. A last one of 0, as
+                in `AysSchedules`, is this end.
+            mu: the shift, where `use_dynamic_shifting` is on; else not used.
+            timesteps: the starts on the scale of the network, as they are. Beside `sigmas` they
+                are what the network is fed there.
+            noisy_steps: the intervals, counted from 0, on which the diffusion acts, the others
+                being steps of the ODE; None is all of them. The last one is never noisy.
+
+        Raises:
+            ValueError: if nothing says where to go, `mu` is missing, or the model says nothing at
+                one of the times.
+        """
+        self._plan = make_plan(
+            self.config,
+            self.clock,
+            num_inference_steps,
+            device,
+            sigmas,
+            mu,
+            timesteps,
+            noisy_steps,
+        )
+        self._begin(None)
+
     def set_generator(self, generator: Generators | None) -> None:
         """Draw the noise of an SDE from `generator` wherever `step` is given none.
 
@@ -271,19 +251,19 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         """
         self._generator = generator
 
-    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: Timestep | None = None) -> Tensor:
         """Return what the network is fed: the sample, or its point on the path of the training."""
-        if self.sampling_path is self.path:
+        if self.clock.model_path is None:
             return sample
         dtype = torch.promote_types(sample.dtype, torch.float32)
         timesteps = torch.as_tensor(timestep, device=sample.device).to(dtype)
-        factor = self._planned_by.rescaling(self.to_time(timesteps))
+        factor = self.solver.rescaling(self.to_time(timesteps))
         return (factor.reshape(-1, *[1] * (sample.ndim - 1)) * sample).to(sample.dtype)
 
     def step(
         self,
         model_output: Tensor,
-        timestep: float | Tensor,
+        timestep: Timestep,
         sample: Tensor,
         generator: Generators | None = None,
         return_dict: bool = True,
@@ -291,72 +271,96 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
     ) -> GaussianFlowSchedulerOutput | tuple[Tensor, Tensor]:
         """Take one model output and return the sample at which the model is asked next.
 
+        It is `transition(...).sample(generator)` from the place that the loop has reached.
         Computed in float32 or better, and returned in the wider of the two dtypes: pipelines that
-        start in float32 cast for their network at every step, and stay in float32. A sample that
-        was handed out in a lower precision and comes back as it was goes on from its float32
-        value (not under `torch.inference_mode`, where changes leave no trace).
+        start in float32 cast for their network at every step, and stay in float32.
 
         Args:
             model_output: what the network predicted, shape `(batch, ...)`.
-            timestep: the current one of `timesteps`; it decides where a loop begins, the first
-                and, after the last timestep, a new one. With one for each sample, shape
-                `(batch,)`, each takes a first-order step of the ODE from its own to the next of
-                the grid.
+            timestep: the current one of `timesteps`. Another one of them goes there, with nothing
+                remembered; any other time steps from there to the next of `timesteps`, to first
+                order. With one for each sample, shape `(batch,)`, each steps from its own; see
+                `transition`. (A compiled step takes them in their order, unseen.)
             sample: the current sample.
             generator: of the noise of an SDE, or one for each sample; without it that of
                 `set_generator`.
             return_dict: whether to return a `GaussianFlowSchedulerOutput` or a tuple.
+            **kwargs: `noise_level` and what diffusers' pipelines pass; see `transition`.
+
+        Raises:
+            ValueError: before `set_timesteps`, for unequal shapes, or an index in place of its
+                timestep.
+        """
+        plan = self._plan_at(kwargs.pop("noise_level", None))
+        tokens = kwargs.get("per_token_timesteps")
+        at = place_at(plan, timestep if tokens is None else tokens, self._place, self._begin_index)
+        transition = self._transition(plan, at, model_output, sample, **kwargs)
+        self._place_before = at if isinstance(at, Place) else None
+        self._place = transition.place
+        x, original = (
+            transition.sample(generator or self._generator),
+            transition.pred_original_sample,
+        )
+        return GaussianFlowSchedulerOutput(x, original) if return_dict else (x, original)
+
+    def transition(
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        place: Place | None = None,
+        noise_level: float | None = None,
+        **kwargs: Any,
+    ) -> Transition:
+        """Return the Gaussian from which `step` would draw the next sample; nothing is changed.
+
+        Args:
+            model_output: see `step`.
+            timestep: see `step`. With one for each sample, shape `(batch,)`, each has the mean and
+                the deviation of its own step, ODE or SDE, with nothing remembered; solvers with
+                several evaluations take these to first order.
+            sample: see `step`.
+            place: the `place` of the transition before, for solvers that remember slopes; None
+                begins at the timestep.
+            noise_level: the scale of the diffusion in place of the configuration's, with solvers
+                that remember slopes as if all steps had it.
             **kwargs: what diffusers' pipelines pass to other schedulers, not used, but for
-                `per_token_timesteps`, shape `(batch, tokens)`: the same for each token, with a
+                `per_token_timesteps`, shape `(batch, tokens)`: a timestep for each token, with a
                 `flow_prediction` of the opposite sign, as LTX passes it;
                 `use_clipped_model_output`, whether DDIM computes the noise from clipped data; and
                 `pred_original_sample`, the data prediction to step with instead of the one that
                 follows from `model_output`, as Cosmos passes it.
 
         Raises:
-            ValueError: before `set_timesteps`, or for unequal shapes.
+            ValueError: see `step`; or for a timestep that is not the one of `place`.
         """
+        plan = self._plan_at(noise_level)
+        tokens = kwargs.get("per_token_timesteps")
+        at = place_at(plan, timestep if tokens is None else tokens, place)
+        if place is not None and at is not place:
+            raise ValueError(
+                f"the place is at timestep {plan.timesteps[int(place.index) :][:1].tolist()}, but "
+                f"timestep is {timestep}: pass that one, or place=None to begin there"
+            )
+        return self._transition(plan, at, model_output, sample, **kwargs)
+
+    def _plan_at(self, noise_level: float | None) -> Plan:
+        plan = self._planned()
+        return plan if noise_level is None else at_noise_level(plan, noise_level)
+
+    def _transition(
+        self, plan: Plan, at: Any, model_output: Tensor, sample: Tensor, **kwargs: Any
+    ) -> Transition:
         if (self.config.variance_type or "").startswith("learned"):
             model_output = model_output[:, : sample.shape[1]]
-        if model_output.shape != sample.shape:
-            raise ValueError(
-                f"model_output and sample must have one shape, got {tuple(model_output.shape)} "
-                f"and {tuple(sample.shape)}"
-            )
-        if not self._is_planned:
-            raise ValueError("call set_timesteps before step: there is no grid to step on yet")
-        out_dtype = torch.promote_types(model_output.dtype, sample.dtype)
-        dtype = torch.promote_types(out_dtype, torch.float32)
-        x, q = self._exact(sample).to(dtype), model_output.to(dtype)
-        tokens = kwargs.get("per_token_timesteps")
-        if tokens is not None or getattr(timestep, "ndim", 0) == 1 and len(timestep) > 1:
-            if tokens is not None and self.config.prediction_type == "flow_prediction":
-                q = -q
-            times = self.to_time((timestep if tokens is None else tokens).to(x.device, dtype))
-            times = times.reshape(*times.shape, *[1] * (x.ndim - times.ndim))
-            moved, original = self._advance_each(x, q, times)
-        else:
-            if not self._begun or self._is_done():
-                self._begin(timestep)
-            # DDIM keeps its noise prediction where its data prediction is clipped
-            unclipped = self.config.solver == "ddim" and self.config.diffusion is None
-            known = kwargs.get("pred_original_sample")
-            known = None if known is None else known.to(dtype)
-            keep_noise = unclipped and known is None and not kwargs.get("use_clipped_model_output")
-            advance = self._advance_traced if torch.compiler.is_compiling() else self._advance
-            moved, original = advance(x, q, generator or self._generator, keep_noise, known)
-        self._index = self._index + 1
-        x, original = moved.to(out_dtype), original.to(out_dtype)
-        self._keep(x, moved)
-        return GaussianFlowSchedulerOutput(x, original) if return_dict else (x, original)
-
-    def _bounded(self, original: Tensor) -> Tensor:
-        c = self.config
-        if c.thresholding:
-            return dynamic_threshold(original, c.dynamic_thresholding_ratio, c.sample_max_value)
-        if c.clip_sample:
-            return original.clamp(-c.clip_sample_range, c.clip_sample_range)
-        return original
+        signed = kwargs.get("per_token_timesteps") is not None
+        if signed and self.config.prediction_type == "flow_prediction":
+            model_output = -model_output
+        asked = prepare(model_output, sample, kwargs.get("pred_original_sample"))
+        bounds = plan.bounds
+        if kwargs.get("use_clipped_model_output"):
+            bounds = replace(bounds, keep_noise=False)
+        return transition_from(plan, at, asked, bounds)
 
     # --- training --------------------------------------------------------------------------------
 
@@ -364,12 +368,12 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         r"""Return :math:`x_t = \alpha_t z + \beta_t \varepsilon` at `timesteps`, of any value.
 
         Args:
-            original_samples: data, shape `(batch, ...)`.
-            noise: standard normal noise of that shape.
+            original_samples: data, shape `(batch, ...)`; one image is noised at every timestep.
+            noise: standard normal noise, likewise.
             timesteps: shape `(batch,)` or one for all.
         """
-        t = self._times_of(timesteps, noise)
-        return self.sampling_path.flow_map(original_samples, noise, t)
+        z, eps, t = self._noised_at(original_samples, noise, timesteps)
+        return self.sampling_path.flow_map(z, eps, t)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """Return `add_noise(sample, noise, timestep)`, in the order of flow pipelines."""
@@ -381,13 +385,19 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         That is diffusers' meaning of the name. The velocity dx/dt of the path is
         `target(scheduler.path, "velocity", ...)` in `fm_diffusers.predictions`.
         """
-        t = self._times_of(timesteps, noise)
-        return target(self.sampling_path, "v_prediction", sample, noise, t)
+        z, eps, t = self._noised_at(sample, noise, timesteps)
+        return target(self.sampling_path, "v_prediction", z, eps, t)
 
-    def _times_of(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        t = self.to_time(torch.as_tensor(timesteps).to(like.device, dtype))
-        return t[0] if t.shape == (1,) else t
-
-    def __len__(self) -> int:
-        return self.config.num_train_timesteps
+    def _noised_at(self, z: Tensor, eps: Tensor, timesteps: Tensor) -> tuple[Tensor, ...]:
+        """Return data, noise and times with one batch size."""
+        dtype = torch.promote_types(eps.dtype, torch.float32)
+        t = self.to_time(torch.as_tensor(timesteps).to(eps.device, dtype)).reshape(-1)
+        sizes = {len(z), len(eps), len(t)} - {1}
+        if len(sizes) > 1:
+            raise ValueError(
+                "samples, noise and timesteps must be as many, or one for all, got "
+                f"{len(z)}, {len(eps)} and {len(t)}"
+            )
+        size = max(sizes, default=1)
+        z, eps = (x if len(x) == size else x.expand(size, *x.shape[1:]) for x in (z, eps))
+        return z, eps, t[0] if len(t) == 1 else t

@@ -9,7 +9,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from fm_diffusers.scheduling.stepping import Generators
+from fm_diffusers.scheduling.transition import Generators
 
 
 class Latents:

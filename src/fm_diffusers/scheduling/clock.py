@@ -1,103 +1,72 @@
-r"""The clock of a configuration: what the network is fed at a time, and how noise is spaced.
+r"""The clock: what the network is fed at a time, and where noise levels lie on it.
 
-Times t are those of the path on which the samples are; the network is fed what its
-`time_convention` makes of the time at which its own path has the same signal-to-noise ratio.
+Times t are those of the path on which the samples are (0 noise, 1 data). The network is fed what
+its `time_convention` makes of the time at which its own path has the same signal-to-noise ratio.
 """
 
-import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fm_diffusers.grids import respace, warp
-from fm_diffusers.paths import Discrete, GaussianPath
+from fm_diffusers.paths import GaussianPath
 from fm_diffusers.scheduling.conventions import TIME_CONVENTIONS, Convention
 from fm_diffusers.tables import look_up
 
-#: The largest beta/alpha that equal steps in it begin with: that of diffusers' schedulers for a
-#: table without data at its last step, whose own is infinite.
-LARGEST_RATIO = 4096.0
 
-#: Ways to space noise levels anew, `use_..._sigmas` in a configuration.
-RESPACINGS = ("karras", "exponential", "beta")
-
-
+@dataclass(frozen=True)
 class Clock:
-    """Reads times off `config`, the path of the training and that of the samples."""
+    """Turns times into timesteps and noise levels, and back.
 
-    config: Any
+    Attributes:
+        path: the path of the network's training.
+        sampling_path: the path on which the samples are, often the same object.
+        time_convention: what the network is fed in place of the time, and what `sigmas` are.
+        num_train_timesteps: scale N of the timesteps.
+    """
+
     path: GaussianPath
     sampling_path: GaussianPath
+    time_convention: str
+    num_train_timesteps: int
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Clock":
+        return self
+
+    @property
+    def convention(self) -> Convention:
+        """The functions of the time convention."""
+        return look_up("time_convention", TIME_CONVENTIONS, self.time_convention)
+
+    @property
+    def model_path(self) -> GaussianPath | None:
+        """The path of the training where it is another than that of the samples."""
+        return None if self.sampling_path is self.path else self.path
 
     def to_time(self, timesteps: Tensor) -> Tensor:
         """Return the time t (0 noise, 1 data) at which the network is fed `timesteps`."""
-        n, convention = self.config.num_train_timesteps, self._convention
-        t = convention.time(self.path, n, timesteps)
-        if self.sampling_path is self.path:
-            return t
-        return self.sampling_path.time(self.path.log_snr(t))
+        t = self.convention.time(self.path, self.num_train_timesteps, timesteps)
+        return t if self.model_path is None else self.sampling_path.time(self.path.log_snr(t))
 
     def to_timestep(self, t: Tensor) -> Tensor:
         """Return what the network is fed at time `t`."""
-        if self.sampling_path is not self.path:
+        if self.model_path is not None:
             t = self.path.time(self.sampling_path.log_snr(t))
-        return self._convention.timestep(self.path, self.config.num_train_timesteps, t)
+        return self.convention.timestep(self.path, self.num_train_timesteps, t)
 
-    @property
-    def _convention(self) -> Convention:
-        return look_up("time_convention", TIME_CONVENTIONS, self.config.time_convention)
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the noise level at time `t` by the convention: 1 - t, t or beta/alpha."""
+        return self.convention.sigma(self.sampling_path, self.num_train_timesteps, t)
 
-    def _sigmas(self, t: Tensor) -> Tensor:
-        return self._convention.sigma(self.sampling_path, self.config.num_train_timesteps, t)
+    def time_of_sigma(self, sigma: Tensor) -> Tensor:
+        """Return the time of a noise level by the convention."""
+        return self.convention.time_of_sigma(self.sampling_path, self.num_train_timesteps, sigma)
 
-    def _noise(self, t: Tensor) -> Tensor:
-        r"""Return the noise level :math:`\beta/(\alpha + \beta)`."""
+    def noise(self, t: Tensor) -> Tensor:
+        r"""Return the share of noise :math:`\beta/(\alpha + \beta)` at time `t`."""
         return torch.sigmoid(-self.sampling_path.log_snr(t))
 
-    def _time_of_noise(self, level: Tensor) -> Tensor:
-        return self.sampling_path.time(torch.log1p(-level) - torch.log(level))
-
-    @property
-    def _respacing(self) -> str | None:
-        """The way in which noise levels are spaced anew, if they are."""
-        return next((kind for kind in RESPACINGS if self.config[f"use_{kind}_sigmas"]), None)
-
-    @property
-    def _warps(self) -> bool:
-        c = self.config
-        return bool(c.shift != 1 or c.use_dynamic_shifting or c.shift_terminal or self._respacing)
-
-    def _shifted(self, times: Tensor, shift: float, terminal: float | None = None) -> Tensor:
-        """Return the times with their noise levels shifted and stretched; see `warp`."""
-        if shift == 1 and not terminal:
-            return times
-        return self._time_of_noise(warp(self._noise(times), shift, terminal))
-
-    def _warped(self, times: Tensor, mu: float | None) -> Tensor:
-        """Return the times shifted, stretched and spaced as the configuration says."""
-        c, shift = self.config, self.config.shift
-        if c.use_dynamic_shifting:
-            if mu is None:
-                raise ValueError(
-                    "use_dynamic_shifting needs the shift: pass mu to set_timesteps, or make the "
-                    "scheduler with use_dynamic_shifting=False"
-                )
-            shift = math.exp(mu) if c.time_shift_type == "exponential" else mu
-        times = self._shifted(times, shift, c.shift_terminal)
-        if self._respacing is None:
-            return times
-        table = isinstance(self.path, Discrete)
-        if table:
-            whole = torch.tensor([0.0, 1 - 1 / c.num_train_timesteps], dtype=torch.float64)
-            # Euler respaces between the ends of its grid, all others between those of the table
-            ends = times[[0, -1]] if c.grid == "euler_discrete" else whole
-            ends = torch.exp(-self.sampling_path.log_snr(ends)).clamp(max=LARGEST_RATIO)
-        else:
-            ends = self._noise(times[[0, -1]])
-        first, last = ends.tolist()
-        first, last = c.sigma_max or first, c.sigma_min or last
-        levels = respace(self._respacing, len(times), first, last)
-        return (
-            self.sampling_path.time(-torch.log(levels)) if table else self._time_of_noise(levels)
-        )
+    def time_of_noise(self, share: Tensor) -> Tensor:
+        r"""Return the time at which :math:`\beta/(\alpha + \beta)` has the given value."""
+        return self.sampling_path.time(torch.log1p(-share) - torch.log(share))

@@ -1,0 +1,150 @@
+r"""The plan of a sampling run: where the network is asked, and the weights of every step.
+
+A plan follows from a configuration and the arguments of `set_timesteps`. It is made once, in
+float64, and never changes: copies of a scheduler and threads share it. Its times t are those of
+the path on which the samples are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fm_diffusers.paths import as_time
+from fm_diffusers.scheduling.clock import Clock
+from fm_diffusers.scheduling.rows import Bounds, rows_of
+from fm_diffusers.solvers import SOLVERS, Solver, Step, memory_size
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A run of steps from noise to data; see the module.
+
+    Attributes:
+        clock: the clock of the configuration.
+        solver: the solver.
+        steps: one for each model evaluation.
+        times: where the intervals start, and the end, float64.
+        fed: what the network is fed, float32.
+        bounds: of data predictions.
+        device: of what follows.
+        timesteps: `fed` on the device.
+        sigmas: noise levels at the evaluations and at the end, on the device.
+        starts: the indices at which intervals start.
+        rows: the weights of every step by the number of past slopes; see `rows_of`.
+        table: the same as one float64 tensor, on the CPU.
+        memory_size: number of past slopes that the steps look back at.
+        noisy: whether any step draws noise.
+        values: `fed` as numbers.
+        largest: the largest magnitude of these.
+        node_rows: the weights of every step with nothing remembered, on the device.
+        node_times: `times` on the device.
+    """
+
+    clock: Clock
+    solver: Solver
+    steps: tuple[Step, ...]
+    times: Tensor
+    fed: Tensor
+    bounds: Bounds = Bounds()
+    device: torch.device | str | None = None
+    timesteps: Tensor = field(init=False)
+    sigmas: Tensor = field(init=False)
+    starts: tuple[int, ...] = field(init=False)
+    start_indices: Tensor = field(init=False)
+    rows: tuple[tuple[tuple[float, ...], ...], ...] = field(init=False)
+    table: Tensor = field(init=False)
+    memory_size: int = field(init=False)
+    noisy: bool = field(init=False)
+    values: list[float] = field(init=False)
+    largest: float = field(init=False)
+    node_rows: Tensor = field(init=False)
+    node_times: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        size, values = memory_size(self.steps), self.fed.tolist()
+        rows = rows_of(self.solver, self.steps, size)
+        stops = [i + 1 for i, step in enumerate(self.steps) if step.ends_interval]
+        nodes = torch.tensor([step.t for step in self.steps], dtype=torch.float64)
+        sigmas = self.clock.sigma(torch.cat([nodes, self.times[-1:]])).float()
+        table = torch.tensor(rows, dtype=torch.float64)
+        timesteps = self.fed.to(self.device, copy=True)
+        there = {"device": timesteps.device}
+        if timesteps.device.type != "cpu":  # float64 stays on the CPU
+            there["dtype"] = torch.float32
+        derived = {
+            "timesteps": timesteps,
+            "sigmas": sigmas.to(self.device),
+            "starts": (0, *stops[:-1]),
+            "start_indices": torch.tensor([0, *stops[:-1]]),
+            "rows": rows,
+            "table": table,
+            "node_rows": table[:, 0, :8].to(**there),
+            "node_times": self.times.to(**there),
+            "memory_size": size,
+            "noisy": any(step.std for step in self.steps),
+            "values": values,
+            "largest": max(map(abs, values)),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Plan":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made_with = [f.name for f in fields(self) if f.init]
+        return Plan, tuple(getattr(self, name) for name in made_with)
+
+    def row(self, index: int, past: int) -> tuple[float, ...]:
+        """Return the weights of a step with so many past slopes."""
+        rows = self.rows[index]
+        return rows[min(past, len(rows) - 1)]
+
+
+def steps_through(clock: Clock, solver: Solver, times: Tensor) -> tuple[Step, ...]:
+    """Return the steps of a solver through times.
+
+    A network that is fed ln(sigma) is not asked about sigma = 0: before it comes one step of first
+    order on to the data.
+    """
+    steps = solver.plan(times)
+    if clock.to_timestep(as_time(steps[-1].t)).isfinite():
+        return tuple(steps)
+    before = solver.plan(times[:-1]) if len(times) > 2 else []
+    return (*before, *first_order(solver).plan(times[-2:]))
+
+
+def first_order(solver: Solver) -> Solver:
+    """Return the solver of first order for the same process: DDIM's step, with its eta."""
+    return SOLVERS["ddim"](
+        path=solver.path,
+        prediction=solver.prediction,
+        diffusion=solver.diffusion,
+        model_path=solver.model_path,
+    )
+
+
+@lru_cache(maxsize=64)
+def at_noise_level(plan: Plan, level: float) -> Plan:
+    """Return a plan with another scale of its diffusion.
+
+    Raises:
+        ValueError: for a plan of the ODE.
+    """
+    diffusion = plan.solver.diffusion
+    if diffusion is None:
+        raise ValueError(
+            f"noise_level={level} is the scale of a diffusion, and the scheduler has none: make "
+            'it with a diffusion, diffusion="flow_grpo" for example'
+        )
+    solver = replace(plan.solver, diffusion=replace(diffusion, scale=level))
+    return replace(plan, solver=solver, steps=steps_through(plan.clock, solver, plan.times))
+
+
+def evaluation_times(steps: Sequence[Step]) -> Tensor:
+    """Return the times at which the network is asked, float64."""
+    return torch.tensor([step.t for step in steps], dtype=torch.float64)

@@ -1,0 +1,171 @@
+r"""From a place in a plan, any other time, or times of their own to the transition of a step.
+
+The arithmetic is that of `rows.carry_out` in all cases; they differ in where weights come from.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fm_diffusers.predictions import CANONICAL
+from fm_diffusers.scheduling.place import Place, rounding
+from fm_diffusers.scheduling.plan import Plan, first_order
+from fm_diffusers.scheduling.rows import Bounds, carry_out, read, rows_of
+from fm_diffusers.scheduling.transition import Transition, in_dtype
+
+
+class Output(NamedTuple):
+    """A sample and what the model said about it, as a step takes them.
+
+    Attributes:
+        x: the sample, in float32 or better.
+        q: the model output, likewise.
+        dtype: the wider of the dtypes that were given.
+        known: the data prediction, if it is not to follow from the model output.
+    """
+
+    x: Tensor
+    q: Tensor
+    dtype: torch.dtype
+    known: Tensor | None = None
+
+
+def transition_from(
+    plan: Plan, at: Place | float | Tensor, output: Output, bounds: Bounds
+) -> Transition:
+    """Return the transition from what `place_at` has found."""
+    if isinstance(at, Place):
+        traced = torch.compiler.is_compiling()
+        return (from_place_traced if traced else from_place)(plan, at, output, bounds)
+    return (from_times if isinstance(at, Tensor) else from_time)(plan, at, output, bounds)
+
+
+def prepare(model_output: Tensor, sample: Tensor, known: Tensor | None = None) -> Output:
+    """Return the sample and the model output in the precision in which steps are computed.
+
+    Raises:
+        ValueError: for unequal shapes.
+    """
+    for name, value in (("model_output", model_output), ("pred_original_sample", known)):
+        if value is not None and value.shape != sample.shape:
+            raise ValueError(
+                f"{name} and sample must have one shape, got {tuple(value.shape)} and "
+                f"{tuple(sample.shape)}"
+            )
+    given = torch.promote_types(model_output.dtype, sample.dtype)
+    dtype = torch.promote_types(given, torch.float32)
+    known = None if known is None else in_dtype(known, dtype)
+    return Output(in_dtype(sample, dtype), in_dtype(model_output, dtype), given, known)
+
+
+def from_place(plan: Plan, place: Place, output: Output, bounds: Bounds) -> Transition:
+    """Return the transition of the plan's step at a place."""
+    index, past = int(place.index), int(place.past)
+    row = read(plan.row(index, past))
+    memory = tuple(_copied(slope, output.x) for slope in place.memory[:past])
+    mean, original, slopes = carry_out(row, bounds, memory, output.x, output.q, output.known)
+    after = Place(place.index + 1, place.past + 1, slopes[: plan.memory_size])
+    return Transition(mean, row.std, in_dtype(original, output.dtype), after, output.dtype)
+
+
+def from_place_traced(plan: Plan, place: Place, output: Output, bounds: Bounds) -> Transition:
+    """Return the same with weights as tensors: one graph for the steps of a compiled loop."""
+    depth, x = plan.table.shape[1], output.x
+    past = place.past.clamp(max=depth - 1)
+    weights = plan.table.flatten(0, 1).index_select(0, (place.index * depth + past).reshape(1))
+    row = read(weights[0].unbind())
+    missing = range(plan.memory_size - len(place.memory))
+    memory = (*place.memory, *(torch.zeros_like(x) for _ in missing))
+    mean, original, slopes = carry_out(row, bounds, memory, x, output.q, output.known)
+    after = Place(place.index + 1, place.past + 1, slopes[: plan.memory_size])
+    std = row.std if plan.noisy else 0.0
+    return Transition(mean, std, in_dtype(original, output.dtype), after, output.dtype)
+
+
+def from_time(plan: Plan, timestep: float, output: Output, bounds: Bounds) -> Transition:
+    """Return the first-order transition from any timestep to the next start of an interval.
+
+    Raises:
+        ValueError: for a timestep from which no time of the plan lies ahead.
+    """
+    t = plan.clock.to_time(torch.tensor(timestep, dtype=torch.float64)).item()
+    last = plan.times[-1].item()
+    if not 0 <= t < last:
+        first, end = plan.clock.to_timestep(
+            torch.tensor([0.0, last], dtype=torch.float64)
+        ).tolist()
+        raise ValueError(
+            f"timestep {timestep:g} is not between those of pure noise, {first:g}, and of the end "
+            f"of the grid, {end:g}: pass elements of scheduler.timesteps, or a time in between"
+        )
+    after = int(torch.searchsorted(plan.times, t, right=True))
+    solver = first_order(plan.solver)
+    steps = solver.plan(torch.tensor([t, plan.times[after]], dtype=torch.float64))
+    row = read(rows_of(solver, steps, 0)[0][0])
+    mean, original, _ = carry_out(row, bounds, (), output.x, output.q, output.known)
+    index = (*plan.starts, len(plan.steps))[after]
+    place = Place(index, 0)
+    return Transition(mean, row.std, in_dtype(original, output.dtype), place, output.dtype)
+
+
+def from_times(plan: Plan, timesteps: Tensor, output: Output, bounds: Bounds) -> Transition:
+    """Return the transition of samples, or their tokens, from timesteps of their own.
+
+    Each goes to the next start of an interval after its own time: by the plan's step with nothing
+    remembered where it is at one of the plan's timesteps and the solver has one evaluation, else
+    by first order. All of it is computed where the sample is, without waiting for it.
+
+    Args:
+        plan: the plan.
+        timesteps: shape `(batch,)` or `(batch, tokens)`.
+        output: samples of shape `(batch, ...)` or `(batch, tokens, ...)`.
+        bounds: of data predictions.
+    """
+    x = output.x
+    fed = timesteps.to(x.device, x.dtype)
+    weights = first_order_rows(plan, plan.clock.to_time(fed))
+    if plan.solver.evaluations == 1:
+        distance = (fed[..., None] - plan.timesteps.to(x.device, x.dtype)).abs()
+        closest, index = distance.min(-1)
+        rows = plan.node_rows.to(x.device, x.dtype)[index]
+        known = closest <= rounding(timesteps.dtype, fed.abs(), plan.largest)
+        weights = torch.where(known[..., None], rows, weights)
+    shape = (*fed.shape, *[1] * (x.ndim - fed.ndim))
+    row = read([w.reshape(shape) for w in weights.unbind(-1)])
+    mean, original, _ = carry_out(row, bounds, (), x, output.q, output.known)
+    std = row.std if plan.noisy else 0.0
+    return Transition(mean, std, in_dtype(original, output.dtype), None, output.dtype)
+
+
+def first_order_rows(plan: Plan, t: Tensor) -> Tensor:
+    r"""Return the weights of first-order steps from times to the next starts of intervals.
+
+    DDIM's step with its eta, :math:`g S' (x/S + (u' - u)(\hat z - \hat\varepsilon))` with
+    :math:`S = \alpha + \beta`, the clock :math:`u = \alpha/S`, and the gain g and the end of
+    `Solver.landing`.
+
+    Args:
+        plan: the plan.
+        t: of any shape; behind the end of the grid nothing moves.
+
+    Returns:
+        The weights of a `Row` with one slope, shape `(*t.shape, 8)`.
+    """
+    solver, times = first_order(plan.solver), plan.node_times.to(t.device, t.dtype)
+    after = torch.searchsorted(times, t + 1e-6, right=True).clamp(max=len(times) - 1)
+    landing = solver.landing(t, torch.maximum(times[after], t))
+    now, end = solver.path(t), solver.path(landing.t)
+    scale, scale_end = now.alpha + now.beta, end.alpha + end.beta
+    change = end.alpha / scale_end - now.alpha / scale
+    factor = landing.gain * scale_end
+    slope, data = (solver.convert(kind, t) for kind in (CANONICAL, "sample"))
+    row = (*slope, *data, now.alpha, landing.std, factor / scale, factor * change)
+    return torch.stack([w.to(t.dtype).expand(t.shape) for w in row], -1)
+
+
+def _copied(slope: Tensor, x: Tensor) -> Tensor:
+    """Return the past of the samples for each copy of them, of which Cosmos makes two to ask."""
+    if slope.shape == x.shape:
+        return slope
+    return slope.repeat(x.shape[0] // slope.shape[0], *[1] * (x.ndim - 1))
