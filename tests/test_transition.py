@@ -46,35 +46,46 @@ def noisy():
 # --- a step draws from it ------------------------------------------------------------------------
 
 
+def check_densities(**config):
+    scheduler = planned(**config)
+    x, model, place = start(scheduler), model_of(scheduler), None
+    for t in scheduler.timesteps:
+        one = scheduler.transition(model(x, t), t, x, place)
+        other = scheduler.transition(model(x, t) + 0.1, t, x, place)
+        following, place = one.sample(seeded()), one.place
+        if one.std == 0:
+            with pytest.raises(ValueError, match="log_prob needs noise"):
+                one.log_prob(following)
+            continue
+        normal, normal_other = Normal(one.mean, one.std), Normal(other.mean, other.std)
+        values, exact = normal.log_prob(following), {"rtol": 1e-10, "atol": 1e-10}
+        torch.testing.assert_close(one.log_prob(following, "none"), values, **exact)
+        torch.testing.assert_close(one.log_prob(following), values.sum(1), **exact)
+        torch.testing.assert_close(one.log_prob(following, "mean"), values.mean(1), **exact)
+        divergence = kl_divergence(normal, normal_other).sum(1)
+        torch.testing.assert_close(one.kl(other), divergence, rtol=1e-9, atol=1e-12)
+        x = following
+
+
+@pytest.mark.parametrize(("solver", "diffusion"), noisy())
+def test_log_prob_and_kl_are_those_of_the_normal_distribution(solver, diffusion):
+    check_densities(solver=solver, diffusion=diffusion)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_log_prob_and_kl_are_so_for_every_network(prediction, path):
+    check_densities(path=path, prediction_type=prediction, diffusion="memoryless")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("solver", "diffusion"), noisy())
-def test_log_prob_and_kl_are_those_of_the_normal_distribution(solver, diffusion, path):
+def test_log_prob_and_kl_are_so_in_every_combination(solver, diffusion, path):
     for prediction in PREDICTIONS:
-        scheduler = planned(
+        check_densities(
             path=path, solver=solver, diffusion=diffusion, prediction_type=prediction
         )
-        x, model, place = start(scheduler), model_of(scheduler), None
-        for t in scheduler.timesteps:
-            one = scheduler.transition(model(x, t), t, x, place)
-            other = scheduler.transition(model(x, t) + 0.1, t, x, place)
-            following, place = one.sample(seeded()), one.place
-            if one.std == 0:
-                with pytest.raises(ValueError, match="log_prob needs noise"):
-                    one.log_prob(following)
-                continue
-            normal, normal_other = Normal(one.mean, one.std), Normal(other.mean, other.std)
-            values = normal.log_prob(following)
-            torch.testing.assert_close(one.log_prob(following, "none"), values, rtol=1e-10, atol=0)
-            torch.testing.assert_close(
-                one.log_prob(following), values.sum(1), rtol=1e-10, atol=1e-10
-            )
-            torch.testing.assert_close(
-                one.log_prob(following, "mean"), values.mean(1), rtol=1e-10, atol=1e-10
-            )
-            torch.testing.assert_close(
-                one.kl(other), kl_divergence(normal, normal_other).sum(1), rtol=1e-9, atol=1e-12
-            )
-            x = following
 
 
 @pytest.mark.parametrize("diffusion", [None, "memoryless", "constant"])
