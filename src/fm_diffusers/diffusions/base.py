@@ -204,10 +204,10 @@ class Diffusion:
     def _quadrature(self, path: GaussianPath, t: Tensor, s: Tensor, scale: float) -> Tensor:
         # in -log(1 - t) the powers of beta that are singular at t = 1 become smooth
         start, stop = -torch.log1p(-t), -torch.log1p(-s)
-        v = start[..., None] + (stop - start)[..., None] * _NODES.to(t.device)
+        v = start[..., None] + (stop - start)[..., None] * _NODES.to(t)
         rest = torch.exp(-v)
         values = self._rate(path, 1 - rest, self.power - 2, path.alpha(1 - rest)) * rest
-        return (stop - start) * (values * _WEIGHTS.to(t.device)).sum(-1)
+        return (stop - start) * (values * _WEIGHTS.to(t)).sum(-1)
 
 
 _GAUSS = np.polynomial.legendre.leggauss(64)

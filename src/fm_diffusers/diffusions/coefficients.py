@@ -96,7 +96,7 @@ def ancestral(path: GaussianPath, t: Tensor, s: Tensor, eta: float) -> Tensor:
 
     That is as a share of :math:`\beta_s^2`.
     """
-    kept, more = torch.as_tensor([1 - eta**2, eta**2], dtype=t.dtype, device=t.device).log()
+    kept, more = (torch.full_like(t, share).log() for share in (1 - eta**2, eta**2))
     return -torch.logaddexp(kept, more - 2 * (path.log_snr(s) - path.log_snr(t))) / 2
 
 

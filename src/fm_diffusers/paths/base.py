@@ -38,7 +38,9 @@ class Coefficients(NamedTuple):
 def as_time(t: float | Tensor) -> Tensor:
     """Return `t` as a floating-point tensor; numbers become 0-dim float64 on the CPU."""
     t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
-    return t if t.is_floating_point() else t.double()
+    if t.is_floating_point():
+        return t
+    return t.double() if t.device.type == "cpu" else t.float()  # float64 stays on the CPU
 
 
 def check_positive(**values: float) -> None:

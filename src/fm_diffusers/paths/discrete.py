@@ -127,24 +127,40 @@ class Discrete(GaussianPath):
         angles = torch.atan2(bar.sqrt(), (1 - bar).sqrt()).flip(0)
         return torch.cat([angles, angles.new_tensor([math.pi / 2])])
 
+    @cached_property
+    def _on_devices(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
+
+    def _table_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the angles and what they lack of a right angle, in float64 on the CPU alone."""
+        if device not in self._on_devices:
+            both = self._angles, math.pi / 2 - self._angles
+            dtype = torch.float64 if device.type == "cpu" else torch.float32
+            self._on_devices[device] = tuple(table.to(dtype).to(device) for table in both)
+        return self._on_devices[device]
+
     def coefficients(self, t: Tensor) -> Coefficients:  # noqa: D102
-        angles, n = self._angles.to(t.device), self.num_train_timesteps
-        place = t.double() * n
+        angles, rests = self._table_on(t.device)
+        n, place = self.num_train_timesteps, t.to(angles.dtype) * self.num_train_timesteps
         cell = place.floor().clamp(0, n - 1)
-        start, stop = angles[cell.long()], angles[cell.long() + 1]
-        # from the nearer end of the cell, so that the table's entries come out as they are
-        share = place - cell
-        angle = torch.where(
-            share < 0.5, start + share * (stop - start), stop - (1 - share) * (stop - start)
-        )
-        rate = (stop - start) * n
-        alpha, beta = torch.sin(angle), torch.sin(math.pi / 2 - angle)
+        share, first = place - cell, cell.long()
+
+        def between(table: Tensor) -> Tensor:
+            start, stop = table.take(first), table.take(first + 1)
+            # from the nearer end of the cell, so that the table's entries come out as they are
+            return torch.where(
+                share < 0.5, start + share * (stop - start), stop - (1 - share) * (stop - start)
+            )
+
+        rate = (angles.take(first + 1) - angles.take(first)) * n
+        alpha, beta = torch.sin(between(angles)), torch.sin(between(rests))
         values = (alpha, beta, rate * beta, -rate * alpha)
         return Coefficients(*(value.to(t.dtype) for value in values))
 
     def time(self, log_snr: Tensor) -> Tensor:  # noqa: D102
-        angles, n = self._angles.to(log_snr.device), self.num_train_timesteps
-        angle = torch.atan(torch.exp(log_snr.double()))
+        angles, n = self._table_on(log_snr.device)[0], self.num_train_timesteps
+        angle = torch.atan(torch.exp(log_snr.to(angles.dtype)))
         cell = (torch.searchsorted(angles, angle, right=True) - 1).clamp(0, n - 1)
-        share = (angle - angles[cell]) / (angles[cell + 1] - angles[cell])
+        start, stop = angles.take(cell), angles.take(cell + 1)
+        share = (angle - start) / (stop - start)
         return ((cell + share) / n).to(log_snr.dtype)
