@@ -20,14 +20,13 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from fm_diffusers.predictions import target
 from fm_diffusers.scheduling.contract import Contract
 from fm_diffusers.scheduling.families import translate
 from fm_diffusers.scheduling.place import Place, Timestep, place_at
 from fm_diffusers.scheduling.plan import Plan, at_noise_level
 from fm_diffusers.scheduling.step import prepare, transition_from
 from fm_diffusers.scheduling.timetable import make_plan
-from fm_diffusers.scheduling.transition import Generators, Transition
+from fm_diffusers.scheduling.transition import Generators, Transition, in_dtype
 
 
 @dataclass
@@ -73,35 +72,26 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         time_convention: what the network is fed, a name in `TIME_CONVENTIONS`.
         shift: the signal-to-noise ratios of a grid, or of given `sigmas`, are divided by it.
         use_dynamic_shifting: whether `set_timesteps` is told the shift, as `mu`, instead.
-        base_shift: for pipelines that compute `mu` from the size of the image, as the next three.
-        max_shift: see `base_shift`.
-        base_image_seq_len: see `base_shift`.
-        max_image_seq_len: see `base_shift`.
+        base_shift: for pipelines that compute `mu` from an image's size, as `max_shift`,
+            `base_image_seq_len` and `max_image_seq_len`.
         shift_terminal: the last noise level before the end, to which grids are stretched.
         time_shift_type: `exponential`, a shift of exp(mu), or `linear`, of mu.
         invert_sigmas: whether `sigmas` are the time t, as for Mochi.
-        use_karras_sigmas: whether a grid's noise levels are spaced anew between its ends, on a
-            table's between the ends of the table: in equal steps of their 7th root.
-        use_exponential_sigmas: the same, in equal ratios.
-        use_beta_sigmas: the same, at quantiles of a beta distribution.
-        sigma_min: last noise level of these three instead.
-        sigma_max: first noise level of these three instead.
-        beta_start: first entry of the table of `path="discrete"`; see `Discrete` for the next six.
-        beta_end: its last one.
-        beta_schedule: how it runs.
-        trained_betas: the table itself.
-        rescale_betas_zero_snr: whether no data is left at its last step.
-        snr_shift_scale: divisor of its signal-to-noise ratios.
+        use_karras_sigmas: whether noise levels are spaced anew between the ends of a grid, or of a
+            table, or `sigma_max` and `sigma_min`: in equal steps of their 7th root; with
+            `use_exponential_sigmas` in equal ratios, `use_beta_sigmas` at beta's quantiles.
+        beta_start: with `beta_end`, `beta_schedule`, `trained_betas`, `rescale_betas_zero_snr` and
+            `snr_shift_scale` the table of `path="discrete"`; see `Discrete`.
         timestep_spacing: where `grid="ddim"`, `"euler_discrete"` or `"multistep"` stops:
-            `leading`, `trailing` or `linspace`.
-        steps_offset: added to the leading timesteps.
+            `leading` (plus `steps_offset`), `trailing` or `linspace`.
         variance_type: `learned` and `learned_range` networks return a variance beside the
             prediction, which is not used.
         clip_sample: whether data predictions are clipped to `clip_sample_range`.
-        clip_sample_range: their largest magnitude.
-        thresholding: whether they are clipped to a quantile of their own magnitudes instead.
-        dynamic_thresholding_ratio: that quantile.
-        sample_max_value: its largest value.
+        thresholding: whether they are clipped to the quantile `dynamic_thresholding_ratio` of
+            their own magnitudes instead, at most `sample_max_value`.
+        carry_rounding: whether what a sample loses where `step` hands it out in half precision is
+            added to it at the next step, as in compensated sums. Off, a sample is what it says:
+            stored and replayed it gives the same step.
 
     Example:
         >>> scheduler = GaussianFlowScheduler(solver="heun", grid="uniform")
@@ -168,18 +158,10 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         thresholding: bool = False,
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
+        carry_rounding: bool = False,
     ) -> None:
         self._keep_defaults()
         self._configure()
-
-    def _keep_defaults(self) -> None:
-        """Let schedulers made from `config` take its defaults too, as they do from a saved one.
-
-        diffusers leaves out the names in `_use_default_values`; only what is None stays there.
-        """
-        if names := self.config.get("_use_default_values"):
-            unset = sorted(name for name in names if self.config[name] is None)
-            self.register_to_config(_use_default_values=unset)
 
     @classmethod
     def from_config(
@@ -251,15 +233,6 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         """
         self._generator = generator
 
-    def scale_model_input(self, sample: Tensor, timestep: Timestep | None = None) -> Tensor:
-        """Return what the network is fed: the sample, or its point on the path of the training."""
-        if self.clock.model_path is None:
-            return sample
-        dtype = torch.promote_types(sample.dtype, torch.float32)
-        timesteps = torch.as_tensor(timestep, device=sample.device).to(dtype)
-        factor = self.solver.rescaling(self.to_time(timesteps))
-        return (factor.reshape(-1, *[1] * (sample.ndim - 1)) * sample).to(sample.dtype)
-
     def step(
         self,
         model_output: Tensor,
@@ -296,12 +269,12 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         at = place_at(plan, timestep if tokens is None else tokens, self._place, self._begin_index)
         transition = self._transition(plan, at, model_output, sample, **kwargs)
         self._place_before = at if isinstance(at, Place) else None
-        self._place = transition.place
-        x, original = (
-            transition.sample(generator or self._generator),
-            transition.pred_original_sample,
-        )
-        return GaussianFlowSchedulerOutput(x, original) if return_dict else (x, original)
+        exact, place = transition.draw(generator or self._generator), transition.place
+        x, z = in_dtype(exact, transition.dtype), transition.pred_original_sample
+        if self.config.carry_rounding and place is not None and x is not exact:
+            place = place._replace(rounding=(exact - x).detach())
+        self._place = place
+        return GaussianFlowSchedulerOutput(x, z) if return_dict else (x, z)
 
     def transition(
         self,
@@ -361,43 +334,3 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         if kwargs.get("use_clipped_model_output"):
             bounds = replace(bounds, keep_noise=False)
         return transition_from(plan, at, asked, bounds)
-
-    # --- training --------------------------------------------------------------------------------
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        r"""Return :math:`x_t = \alpha_t z + \beta_t \varepsilon` at `timesteps`, of any value.
-
-        Args:
-            original_samples: data, shape `(batch, ...)`; one image is noised at every timestep.
-            noise: standard normal noise, likewise.
-            timesteps: shape `(batch,)` or one for all.
-        """
-        z, eps, t = self._noised_at(original_samples, noise, timesteps)
-        return self.sampling_path.flow_map(z, eps, t)
-
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """Return `add_noise(sample, noise, timestep)`, in the order of flow pipelines."""
-        return self.add_noise(sample, noise, timestep)
-
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        r"""Return :math:`\alpha_t \varepsilon - \beta_t z`, the target of `v_prediction` models.
-
-        That is diffusers' meaning of the name. The velocity dx/dt of the path is
-        `target(scheduler.path, "velocity", ...)` in `fm_diffusers.predictions`.
-        """
-        z, eps, t = self._noised_at(sample, noise, timesteps)
-        return target(self.sampling_path, "v_prediction", z, eps, t)
-
-    def _noised_at(self, z: Tensor, eps: Tensor, timesteps: Tensor) -> tuple[Tensor, ...]:
-        """Return data, noise and times with one batch size."""
-        dtype = torch.promote_types(eps.dtype, torch.float32)
-        t = self.to_time(torch.as_tensor(timesteps).to(eps.device, dtype)).reshape(-1)
-        sizes = {len(z), len(eps), len(t)} - {1}
-        if len(sizes) > 1:
-            raise ValueError(
-                "samples, noise and timesteps must be as many, or one for all, got "
-                f"{len(z)}, {len(eps)} and {len(t)}"
-            )
-        size = max(sizes, default=1)
-        z, eps = (x if len(x) == size else x.expand(size, *x.shape[1:]) for x in (z, eps))
-        return z, eps, t[0] if len(t) == 1 else t

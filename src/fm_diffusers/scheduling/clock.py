@@ -40,6 +40,12 @@ class Clock:
         return look_up("time_convention", TIME_CONVENTIONS, self.time_convention)
 
     @property
+    def counts_steps(self) -> bool:
+        """Whether timesteps are counted, up to many of them."""
+        of_steps = ("descending", "ascending", "index")
+        return self.time_convention in of_steps and self.num_train_timesteps >= 10
+
+    @property
     def model_path(self) -> GaussianPath | None:
         """The path of the training where it is another than that of the samples."""
         return None if self.sampling_path is self.path else self.path

@@ -1,92 +1,29 @@
 r"""What diffusers' pipelines and scripts read and write on a scheduler beside its methods.
 
-The configuration and what follows from it; the plan and the place in it, by diffusers' names.
+The plan and the place in it, by diffusers' names.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fm_diffusers.diffusions import Diffusion
-from fm_diffusers.paths import GaussianPath
-from fm_diffusers.scheduling.checks import check
-from fm_diffusers.scheduling.clock import Clock
-from fm_diffusers.scheduling.frozen import FrozenConfig, public
-from fm_diffusers.scheduling.parts import check_parts, make_clock
+from fm_diffusers.scheduling.configured import Configured
 from fm_diffusers.scheduling.place import Place, begin, locate, nearest_start
 from fm_diffusers.scheduling.plan import Plan
-from fm_diffusers.scheduling.training import TrainingTable, make_training_table
 from fm_diffusers.scheduling.transition import Generators
-from fm_diffusers.solvers import Solver
 
 
-class Contract:
-    """Holds a configuration with its clock, a plan, and the place of a loop in it."""
+class Contract(Configured):
+    """Holds a plan, and the place of a loop in it."""
 
-    config: Any
-    clock: Clock
-    solver: Solver
-    order: int
-    _training: TrainingTable
     _plan: Plan | None
     _place: Place | None
     _place_before: Place | None
     _begin_index: int | None
     _generator: Generators | None = None
 
-    # --- the configuration -----------------------------------------------------------------------
-
-    @property
-    def _internal_dict(self) -> FrozenConfig:
-        try:
-            return self.__dict__["_internal_dict"]
-        except KeyError:
-            raise AttributeError("no configuration was registered yet") from None
-
-    @_internal_dict.setter
-    def _internal_dict(self, config: dict[str, Any]) -> None:
-        """Take a configuration; what follows from it, plan and place included, is made anew."""
-        old = self.__dict__.get("_internal_dict")
-        self.__dict__["_internal_dict"] = FrozenConfig(config)
-        if "clock" in self.__dict__ and public(old) != public(config):
-            self._configure()
-
-    def _configure(self) -> None:
-        check(self.config)
-        self.clock = make_clock(self.config)
-        self.solver = check_parts(self.config, self.clock)
-        self.order = self.solver.evaluations
-        self._training = make_training_table(self.config, self.clock)
+    def _forget(self) -> None:
         self._plan = None
         self._begin(None)
-
-    @property
-    def path(self) -> GaussianPath:
-        """The path of the training."""
-        return self.clock.path
-
-    @property
-    def sampling_path(self) -> GaussianPath:
-        """The path on which the samples are."""
-        return self.clock.sampling_path
-
-    @property
-    def diffusion(self) -> Diffusion | None:
-        """The coefficient of dW, or None for the ODE."""
-        return self.solver.diffusion
-
-    def to_time(self, timesteps: Tensor) -> Tensor:
-        """Return the time t (0 noise, 1 data) at which the network is fed `timesteps`."""
-        return self.clock.to_time(timesteps)
-
-    def to_timestep(self, t: Tensor) -> Tensor:
-        """Return what the network is fed at time `t`."""
-        return self.clock.to_timestep(t)
-
-    def set_shift(self, shift: float) -> None:
-        """Set `shift` in the configuration, for the next `set_timesteps`."""
-        self.register_to_config(shift=shift)
 
     # --- the timesteps ---------------------------------------------------------------------------
 
@@ -133,43 +70,6 @@ class Contract:
             raise ValueError(f"timestep {timestep} is none of the scheduler's: {self.timesteps}")
         end = self.to_timestep(self._plan.times[-1:]).to(self.timesteps)
         return torch.cat([self.timesteps, end])[index + 1]
-
-    # --- the table of the training ---------------------------------------------------------------
-
-    @property
-    def betas(self) -> Tensor:
-        """The table of DDPM's betas with the path's signal-to-noise ratios."""
-        return self._training.betas
-
-    @property
-    def alphas(self) -> Tensor:
-        """One minus `betas`."""
-        return 1 - self.betas
-
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        r"""The products of `alphas`, :math:`\alpha^2/(\alpha^2 + \beta^2)` by timestep."""
-        return self._training.alphas_cumprod
-
-    @property
-    def final_alpha_cumprod(self) -> Tensor:
-        r""":math:`\alpha^2/(\alpha^2 + \beta^2)` at the end of the grid."""
-        last = self.config.t_max
-        end = self.path.log_snr(1.0 if last is None else last)
-        return torch.sigmoid(2 * end).float()
-
-    @property
-    def sigma_min(self) -> float:
-        """The last noise level of the training."""
-        return self._training.sigmas[-1].item()
-
-    @property
-    def sigma_max(self) -> float:
-        """The first noise level of the training."""
-        return self._training.sigmas[0].item()
-
-    def __len__(self) -> int:
-        return self.config.num_train_timesteps
 
     # --- the place in the plan -------------------------------------------------------------------
 

@@ -25,11 +25,13 @@ class Place(NamedTuple):
             one graph serves every index.
         past: number of the loop's slopes so far, likewise.
         memory: the last of them, newest first, shape of the samples.
+        rounding: what the sample lost when it was handed out in half precision, if it is carried.
     """
 
     index: int | Tensor
     past: int | Tensor
     memory: tuple[Tensor, ...] = ()
+    rounding: Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Place":
         return self

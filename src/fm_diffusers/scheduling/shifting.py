@@ -33,10 +33,19 @@ def is_moved(config: Any) -> bool:
 
 
 def shifted(clock: Clock, times: Tensor, shift: float, terminal: float | None = None) -> Tensor:
-    """Return the times with their noise levels shifted and stretched; see `warp`."""
+    """Return the times with their noise levels shifted and stretched; see `warp`.
+
+    The levels are those between the ends of the path, which stay where they are: the linear path
+    goes from 1 to 0, others have a little data in their noise, or noise in their data.
+    """
     if shift == 1 and not terminal:
         return times
-    return clock.time_of_noise(warp(clock.noise(times), shift, terminal))
+    first, last = clock.noise(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    span = first - last
+    share = warp((clock.noise(times) - last) / span, shift, terminal and (terminal - last) / span)
+    # an end is the path's own, not what rounding makes of it
+    moved = torch.where(share == 1, 0.0, clock.time_of_noise(last + share * span))
+    return torch.where(times == 0, times, moved)
 
 
 def moved(config: Any, clock: Clock, times: Tensor, mu: float | None) -> Tensor:

@@ -62,16 +62,16 @@ def prepare(model_output: Tensor, sample: Tensor, known: Tensor | None = None) -
 def from_place(plan: Plan, place: Place, output: Output, bounds: Bounds) -> Transition:
     """Return the transition of the plan's step at a place."""
     index, past = int(place.index), int(place.past)
-    row = read(plan.row(index, past))
-    memory = tuple(_copied(slope, output.x) for slope in place.memory[:past])
-    mean, original, slopes = carry_out(row, bounds, memory, output.x, output.q, output.known)
+    row, x = read(plan.row(index, past)), _exact(output.x, place)
+    memory = tuple(_copied(slope, x) for slope in place.memory[:past])
+    mean, original, slopes = carry_out(row, bounds, memory, x, output.q, output.known)
     after = Place(place.index + 1, place.past + 1, slopes[: plan.memory_size])
     return Transition(mean, row.std, in_dtype(original, output.dtype), after, output.dtype)
 
 
 def from_place_traced(plan: Plan, place: Place, output: Output, bounds: Bounds) -> Transition:
     """Return the same with weights as tensors: one graph for the steps of a compiled loop."""
-    depth, x = plan.table.shape[1], output.x
+    depth, x = plan.table.shape[1], _exact(output.x, place)
     past = place.past.clamp(max=depth - 1)
     weights = plan.table.flatten(0, 1).index_select(0, (place.index * depth + past).reshape(1))
     row = read(weights[0].unbind())
@@ -162,6 +162,11 @@ def first_order_rows(plan: Plan, t: Tensor) -> Tensor:
     slope, data = (solver.convert(kind, t) for kind in (CANONICAL, "sample"))
     row = (*slope, *data, now.alpha, landing.std, factor / scale, factor * change)
     return torch.stack([w.to(t.dtype).expand(t.shape) for w in row], -1)
+
+
+def _exact(x: Tensor, place: Place) -> Tensor:
+    """Return a sample with what it lost where it was handed out."""
+    return x if place.rounding is None else x + _copied(place.rounding, x)
 
 
 def _copied(slope: Tensor, x: Tensor) -> Tensor:

@@ -20,6 +20,9 @@ from fm_diffusers.scheduling.rows import Bounds
 from fm_diffusers.scheduling.shifting import is_moved, moved
 from fm_diffusers.solvers import Solver, Step
 
+#: How far a time may lie before the start of the path by rounding.
+ROUNDING = 1e-6
+
 #: Rows of GRIDS whose times are those of a table.
 ON_TABLES = {"ddim", "euler_discrete", "multistep"}
 
@@ -57,7 +60,7 @@ def make_plan(
         starts = _as_given(config, clock, solver, sigmas, mu, timesteps)
     # the times that float32 timesteps stand for, so that model and solver agree on them
     fed_to = clock.to_time(clock.to_timestep(starts).float().double())
-    starts = torch.where((starts >= 0) & (starts <= 1), fed_to.clamp(0, 1), fed_to)
+    starts = torch.where((starts >= -ROUNDING) & (starts <= 1), fed_to.clamp(0, 1), fed_to)
     times = with_end(starts, ends(config, clock, solver)[1])
     if noisy_steps is not None:
         solver = replace(solver, diffusion=_window(solver, times, noisy_steps))
@@ -129,20 +132,28 @@ def _as_given(
     timesteps: Numbers | None,
 ) -> Tensor:
     """Return where steps start by the user's sigmas, or else timesteps."""
-    given = timesteps if sigmas is None else sigmas
+    name, given = ("timesteps", timesteps) if sigmas is None else ("sigmas", sigmas)
     values = torch.as_tensor(given, dtype=torch.float64).reshape(-1).cpu()
-    if sigmas is None:
-        starts = clock.to_time(values)
-    else:
-        starts = moved(config, clock, clock.time_of_sigma(values), mu)
+    starts = clock.to_time(values) if sigmas is None else clock.time_of_sigma(values)
     last = ends(config, clock, solver)[1]
-    if not (with_end(starts, last).diff() > 0).all():
+    scale = clock.to_timestep if sigmas is None else clock.sigma
+    noise, data = scale(torch.tensor([0.0, last], dtype=torch.float64)).tolist()
+    if not len(values) or not ((starts >= -ROUNDING) & (starts < last)).all():
         raise ValueError(
-            "sigmas or timesteps must descend strictly and stop before the end of the "
-            f"grid, {clock.to_timestep(torch.tensor(last)):g} as a timestep, which is added to "
-            f"them; got {list(given)}"
+            f"{name} must be numbers from {noise:g}, pure noise, to the end of the grid at "
+            f"{data:g}, which is added to them; got {list(given)}"
         )
-    return starts
+    if not (starts.diff() > 0).all():
+        raise ValueError(
+            f"{name} must run strictly from the noise at {noise:g} to the data at {data:g}, got "
+            f"{list(given)}"
+        )
+    if name == "timesteps" and len(values) > 1 and clock.counts_steps and values.max() <= 1:
+        raise ValueError(
+            f"timesteps={list(given)} look like noise levels, the network's scale goes from "
+            f"{noise:g} to {data:g}: pass them as sigmas, or multiplied by num_train_timesteps"
+        )
+    return starts.clamp(min=0.0) if sigmas is None else moved(config, clock, starts, mu)
 
 
 def _is_ddim(config: Any) -> bool:

@@ -56,13 +56,17 @@ class Transition:
 
     def sample(self, generator: Generators | None = None) -> Tensor:
         """Draw the next sample, with one generator or one for each sample."""
+        return in_dtype(self.draw(generator), self.dtype)
+
+    def draw(self, generator: Generators | None = None) -> Tensor:
+        """Draw the next sample in the precision of the mean."""
         if isinstance(self.std, float) and self.std == 0:
-            return in_dtype(self.mean, self.dtype)
+            return self.mean
         shape = {"device": self.mean.device, "dtype": self.mean.dtype}
         noise = randn_tensor(self.mean.shape, generator=generator, **shape)
         if isinstance(self.std, float):
-            return in_dtype(torch.add(self.mean, noise, alpha=self.std), self.dtype)
-        return in_dtype(self.mean + self.std * noise, self.dtype)
+            return torch.add(self.mean, noise, alpha=self.std)
+        return self.mean + self.std * noise
 
     def log_prob(self, next_sample: Tensor, reduction: str = "sum") -> Tensor:
         """Return the log-density of a next sample, in nats.
