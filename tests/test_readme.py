@@ -1,9 +1,14 @@
-"""The README's library examples run as written."""
+"""The README's library examples run as written; what the documents name and point at is there."""
 
+import importlib.util
 import re
 from pathlib import Path
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_examples_without_a_trained_pipeline_run():
@@ -19,3 +24,23 @@ def test_every_name_of_the_tables_is_documented():
 
     for table in (DIFFUSIONS, GRIDS, PATHS, PREDICTIONS, SOLVERS):
         assert all(f"`{name}`" in README for name in table)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_file_that_a_document_points_at_exists(document):
+    text = document.read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert all((document.parent / link).exists() for link in links), links
+    paths = re.findall(r"\b(?:examples|benchmarks|tests|docs|src)/[\w/.]*\w\.\w+", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_benchmark_that_is_written_down_runs_by_that_name():
+    places = [*DOCUMENTS, ROOT / "Makefile", *(ROOT / "benchmarks").rglob("*.[pm][yd]")]
+    found = {
+        name
+        for place in places
+        for name in re.findall(r"-m (benchmarks\.[\w.]*\w)", place.read_text())
+    }
+    assert len(found) >= 6
+    assert [name for name in found if importlib.util.find_spec(name) is None] == []

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import diffusers
 import torch
 from diffusers.utils import torch_utils
-from peers import END, FLOW_PEERS, Flow, Peer, Preserving, counted
-from spacings import Grid, logistic
 from torch import Tensor
 
+from benchmarks.samplers.peers import END, FLOW_PEERS, Flow, Peer, Preserving, counted
+from benchmarks.samplers.spacings import Grid, logistic
 from fm_diffusers.fields import Field
 
 

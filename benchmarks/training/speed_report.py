@@ -13,7 +13,8 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from train_speed_relay import Lap
+
+from benchmarks.training.speed_relay import Lap
 
 CLOCKS = ("cpu", "wall")
 NETWORK = ("network", "backward")  # parts that no training can do without

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from report import annotate, number
+
+from benchmarks.samplers.ode_report import annotate, number
 
 #: The kinds of rows that compete in a table.
 KINDS = {"default": ("default", "floor"), "tuned": ("default", "tuned", "floor")}

@@ -1,4 +1,4 @@
-"""Table and picture of `network.py`: for each network and guidance, error against evaluations.
+"""Table and picture of `few_steps`: for each network and guidance, error against evaluations.
 
 Of the peers FlowMatchEuler, which everybody knows, is shown on its own, then the best default and
 the best tuned one of each budget (of all settings, defaults included), chosen by the median on the

@@ -1,6 +1,6 @@
 r"""How well a sampler of the SDE keeps the distribution, side by side on exact fields.
 
-    python benchmarks/sde.py --output_dir benchmarks/results [--mnist FOLDER]
+    python -m benchmarks.samplers.sde --output_dir benchmarks/results [--mnist FOLDER]
 
 Paths of an SDE have no truth to be compared with, their distribution has: samples stand against as
 many fresh data, by sliced Wasserstein distance, by the width of the modes and by their weights.
@@ -29,15 +29,15 @@ from unittest.mock import patch
 
 import torch
 from diffusers.utils import torch_utils
-from distribution import Judge
-from peers import Peer, Preserving
-from problems import PROBLEMS, Problem
-from sde_peers import SDE_PEERS
-from sde_report import draw_sde, tables
-from spacings import GRIDS, Grid
 from torch import Tensor
 from transformers import HfArgumentParser
 
+from benchmarks.samplers.distribution import Judge
+from benchmarks.samplers.peers import Peer, Preserving
+from benchmarks.samplers.problems import PROBLEMS, Problem
+from benchmarks.samplers.sde_peers import SDE_PEERS
+from benchmarks.samplers.sde_report import draw_sde, tables
+from benchmarks.samplers.spacings import GRIDS, Grid
 from fm_diffusers import PATHS, GaussianFlowScheduler
 from fm_diffusers.fields import Field, GaussianMixture
 
