@@ -245,6 +245,7 @@ def main(args: Arguments) -> list[Row]:
             save(rows, folder / "ode.csv")
     sizes = "MNIST" if args.mnist else "scikit-learn's digits"
     text = f"# Samplers of the ODE on exact fields ({sizes}, seed {args.seed})\n\n"
+    text += "    python -m benchmarks.samplers.ode [--mnist FOLDER]\n\n"
     (folder / "ode.md").write_text(text + table(rows, list(OURS)))
     first = [row for row in rows if row.path == args.paths[0]]
     draw(first, lines(first), folder / "ode.png")

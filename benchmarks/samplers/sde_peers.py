@@ -56,7 +56,8 @@ class FlowGRPO(Peer):
 
 _FLOW = FLOW_PEERS["UniPC-2"].config
 _SA = diffusers.SASolverScheduler
-#: By their names in the tables. DDIM runs on the variance preserving path, asked for epsilon.
+#: By their names in the tables. DDIM and ancestral Euler run on the variance preserving path,
+#: asked for epsilon; the others on the linear one.
 SDE_PEERS: dict[str, Peer] = {
     "flow_grpo": FlowGRPO(),
     "DPM++2M SDE": Flow(
@@ -67,10 +68,16 @@ SDE_PEERS: dict[str, Peer] = {
     "FlowMatchEuler, stochastic": Flow(
         diffusers.FlowMatchEulerDiscreteScheduler, {"stochastic_sampling": True}
     ),
+    "LTX ancestral": Flow(diffusers.LTXEulerAncestralRFScheduler),
     "DDIM, eta=1": Preserving(
         diffusers.DDIMScheduler,
         {"clip_sample": False},
         {"eta": 1.0},
+        native=({"timestep_spacing": "trailing"},),
+        takes_grid=False,
+    ),
+    "EulerAncestral": Preserving(
+        diffusers.EulerAncestralDiscreteScheduler,
         native=({"timestep_spacing": "trailing"},),
         takes_grid=False,
     ),

@@ -242,7 +242,8 @@ def main(args: StepArguments) -> list[dict[str, Any]]:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(filled)
-    Path(folder, "step.md").write_text(table(filled))
+    head = "# What a step costs\n\n    python -m benchmarks.step.cost\n\n"
+    Path(folder, "step.md").write_text(head + table(filled))
     print(table(filled))
     return filled
 

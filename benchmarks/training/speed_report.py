@@ -142,6 +142,8 @@ def report(
         [
             "# Training speed",
             "",
+            "    python -m benchmarks.training.speed --dataset_name NAME",
+            "",
             f"U-Net of widths {args['block_out_channels']} on RGB images of side "
             f"{args['resolution']} ({Path(args['dataset_name']).name}), without classes, batches "
             f"of {batch}; turns of {args['steps']} steps, {rounds['trainings']} and "
