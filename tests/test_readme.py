@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -45,3 +46,30 @@ def test_every_benchmark_that_is_written_down_runs_by_that_name():
     }
     assert len(found) >= 6
     assert [name for name in found if importlib.util.find_spec(name) is None] == []
+
+
+def ratios(kind, guidance):
+    """Return the ratios of medians of a table row of the benchmark on networks, by its place."""
+    rows = (ROOT / "benchmarks/results/network.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in rows if "|" in row]
+    return {
+        (row[0], evaluations): float(cell.split("/")[1])
+        for row in cells
+        if row[1:3] == [guidance, f"ours over {kind} peer"]
+        for evaluations, cell in zip((4, 6, 8, 10, 16, 20), row[3:], strict=True)
+    }
+
+
+@pytest.mark.parametrize("column", ["best default", "best tuned"])
+@pytest.mark.parametrize("guidance", ["1", "3", "7"])
+def test_the_figures_on_networks_are_those_of_the_table(guidance, column):
+    found = ratios(column, guidance)
+    values = sorted(found.values())
+    shown = [f"{value:.2f}".lstrip("0") for value in (values[0], median(values), values[-1])]
+    (row,) = re.findall(rf"^\| {guidance}\b[^|]*\|(.*)\|$", README, flags=re.M)
+    cell = row.split("|")[column == "best tuned"]
+    assert " ".join(shown) in cell
+    assert f"{sum(value < 1 for value in values)} of {len(values)}" in cell
+    if column == "best default":
+        network, evaluations = max(found, key=found.get)
+        assert f"most: `{network}`, {evaluations}" in cell

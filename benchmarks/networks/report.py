@@ -27,8 +27,8 @@ HEAD = """# Few-step samples of trained networks
 
     python -m benchmarks.networks.few_steps --models FOLDER ... [--dataset_name NAME]
 
-Distance to the network's own converged samples, RMS/median, by evaluations; ratios below 1 are ours
-closer. Tuned peers are the best of five grids, chosen on the noise of the test itself.
+Distance to the network's own converged samples, RMS/median, by evaluations. Below a ratio of
+1 ours is closer. Tuned peers are the best of five grids, chosen on the noise of the test.
 
 """
 
