@@ -140,6 +140,33 @@ def test_the_readme_counts_where_a_peer_is_closer():
     assert text in " ".join(README.split())
 
 
+#: Sentences of the README, and where their figures stand: steps, row, and width by figure.
+SENTENCES = {
+    "`flow_grpo` at 8 steps: -14.4, -2.8, -.9, +3.7 and +12.6": (
+        (8, {"method": "ours", "path": "linear", "diffusion": "flow_grpo"}),
+        {0: -14.4, 1: -2.8, 2: -0.9, 3: 3.7, 4: 12.6},
+    ),
+    "with `constant` it is off by -21 % at width .1 and -5 % at .5 after 250 steps": (
+        (250, {"method": "ours, ddim", "diffusion": "constant"}),
+        {0: -21, 2: -5},
+    ),
+    "-60.5 % at width .1 and +10 % at width 1 after 250": (
+        (250, {"method": "ours, equal steps", "path": "noise_level"}),
+        {0: -60.5, 3: 10},
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_the_readme_takes_its_figures_from_the_table(sentence):
+    (steps, key), figures = SENTENCES[sentence]
+    assert sentence in " ".join(README.split())
+    _, biases = published(steps, **key)
+    for column, figure in figures.items():
+        worst = biases[biases[:, column].abs().argmax(), column].item()
+        assert 100 * worst == pytest.approx(figure, abs=0.06 if figure % 1 else 0.6)
+
+
 def test_the_published_table_is_what_is_computed():
     checked = 0
     for row in published(8)[0]:
