@@ -43,11 +43,12 @@ test-slow: $(VENV)/installed
 RESULTS ?= outputs/benchmarks
 bench: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
-	$(BIN)/python benchmarks/ode.py --output_dir $(RESULTS) $(if $(MNIST),--mnist $(MNIST))
-	$(BIN)/python benchmarks/sde.py --output_dir $(RESULTS) $(if $(MNIST),--mnist $(MNIST))
-	$(BIN)/python benchmarks/step.py --output_dir $(RESULTS)
+	$(BIN)/python -m benchmarks.samplers.ode --output_dir $(RESULTS) $(if $(MNIST),--mnist $(MNIST))
+	$(BIN)/python -m benchmarks.samplers.sde --output_dir $(RESULTS) $(if $(MNIST),--mnist $(MNIST))
+	$(BIN)/python -m benchmarks.samplers.gaussian_sde --output_dir $(RESULTS)
+	$(BIN)/python -m benchmarks.step.cost --output_dir $(RESULTS)
 ifdef MODELS
-	$(BIN)/python benchmarks/network.py --models $(MODELS) --output_dir $(RESULTS) \
+	$(BIN)/python -m benchmarks.networks.few_steps --models $(MODELS) --output_dir $(RESULTS) \
 	  $(if $(MNIST),--dataset_name $(MNIST))
 endif
 

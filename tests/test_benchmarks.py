@@ -1,8 +1,6 @@
 """The benchmarks run, and their tables hold what was measured."""
 
 import csv
-import sys
-from pathlib import Path
 
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -10,18 +8,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from fm_diffusers import GaussianFlowScheduler
 from fm_diffusers.paths import Linear
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+for package in ("flow_matching", "torchdiffeq", "matplotlib"):
+    pytest.importorskip(package, reason=f"the benchmarks need {package}: pip install .[bench]")
 
 
-@pytest.fixture
-def benchmarks(monkeypatch):
-    for package in ("flow_matching", "torchdiffeq", "matplotlib"):
-        pytest.importorskip(package, reason=f"the benchmarks need {package}: pip install .[bench]")
-    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
-
-
-def test_samplers_on_exact_fields(benchmarks, tmp_path):
-    import ode
+def test_samplers_on_exact_fields(tmp_path):
+    from benchmarks.samplers import ode
 
     arguments = {"problems": ["A"], "paths": ["linear", "cosine"], "budgets": [4, 10]}
     rows = ode.main(
@@ -45,10 +37,10 @@ def test_samplers_on_exact_fields(benchmarks, tmp_path):
             assert median == pytest.approx(found["linear", method, grid, nfe], rel=1e-3)
 
 
-def test_half_precision_outputs_leave_a_thousandth_on_images(benchmarks):
+def test_half_precision_outputs_leave_a_thousandth_on_images():
     """The state stays in float32; a peer keeps it in bfloat16."""
-    from ode import errors
-    from problems import PROBLEMS
+    from benchmarks.samplers.ode import errors
+    from benchmarks.samplers.problems import PROBLEMS
 
     digits = PROBLEMS["B"](None, 0)
     velocity, noise = digits.field(Linear()), digits.start(16, seed=3)
@@ -67,12 +59,12 @@ def test_half_precision_outputs_leave_a_thousandth_on_images(benchmarks):
     assert medians[0] < 1e-3 and medians[1] > 20 * medians[0]
 
 
-def test_the_time_of_a_step(benchmarks, tmp_path, monkeypatch):
-    import step
+def test_the_time_of_a_step(tmp_path, monkeypatch):
+    from benchmarks.step import cost
 
-    monkeypatch.setattr(step, "PEERS", {name: step.PEERS[name] for name in ("DPM++ 2M", "DDIM")})
-    rows = step.main(
-        step.StepArguments(shapes=["2x4x8x8"], steps=3, repeats=2, output_dir=str(tmp_path))
+    monkeypatch.setattr(cost, "PEERS", {name: cost.PEERS[name] for name in ("DPM++ 2M", "DDIM")})
+    rows = cost.main(
+        cost.StepArguments(shapes=["2x4x8x8"], steps=3, repeats=2, output_dir=str(tmp_path))
     )
     graphs = {row["scheduler"]: row["graphs"] for row in rows}
     assert graphs["ours"] == "2 + 0"  # the first step and all others; none for a second run

@@ -1,9 +1,15 @@
-"""The README's library examples run as written."""
+"""The README's library examples run as written; what the documents name and point at is there."""
 
+import importlib.util
 import re
 from pathlib import Path
+from statistics import median
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_examples_without_a_trained_pipeline_run():
@@ -19,3 +25,51 @@ def test_every_name_of_the_tables_is_documented():
 
     for table in (DIFFUSIONS, GRIDS, PATHS, PREDICTIONS, SOLVERS):
         assert all(f"`{name}`" in README for name in table)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_file_that_a_document_points_at_exists(document):
+    text = document.read_text()
+    prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.S)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", prose)
+    assert [link for link in links if not (document.parent / link).exists()] == []
+    paths = re.findall(r"\b(?:examples|benchmarks|tests|docs|src)/[\w/.]*\w\.\w+", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_benchmark_that_is_written_down_runs_by_that_name():
+    places = [*DOCUMENTS, ROOT / "Makefile", *(ROOT / "benchmarks").rglob("*.[pm][yd]")]
+    found = {
+        name
+        for place in places
+        for name in re.findall(r"-m (benchmarks\.[\w.]*\w)", place.read_text())
+    }
+    assert len(found) >= 6
+    assert [name for name in found if importlib.util.find_spec(name) is None] == []
+
+
+def ratios(kind, guidance):
+    """Return the ratios of medians of a table row of the benchmark on networks, by its place."""
+    rows = (ROOT / "benchmarks/results/network.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in rows if "|" in row]
+    return {
+        (row[0], evaluations): float(cell.split("/")[1])
+        for row in cells
+        if row[1:3] == [guidance, f"ours over {kind} peer"]
+        for evaluations, cell in zip((4, 6, 8, 10, 16, 20), row[3:], strict=True)
+    }
+
+
+@pytest.mark.parametrize("column", ["best default", "best tuned"])
+@pytest.mark.parametrize("guidance", ["1", "3", "7"])
+def test_the_figures_on_networks_are_those_of_the_table(guidance, column):
+    found = ratios(column, guidance)
+    values = sorted(found.values())
+    shown = [f"{value:.2f}".lstrip("0") for value in (values[0], median(values), values[-1])]
+    (row,) = re.findall(rf"^\| {guidance}\b[^|]*\|(.*)\|$", README, flags=re.M)
+    cell = row.split("|")[column == "best tuned"]
+    assert " ".join(shown) in cell
+    assert f"{sum(value < 1 for value in values)} of {len(values)}" in cell
+    if column == "best default":
+        network, evaluations = max(found, key=found.get)
+        assert f"most: `{network}`, {evaluations}" in cell

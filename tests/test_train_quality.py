@@ -1,7 +1,6 @@
 """The comparison of trainings measures what it says."""
 
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,9 +23,8 @@ TINY = {
 
 
 @pytest.fixture
-def quality(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-    return importlib.import_module("train_quality")
+def quality():
+    return importlib.import_module("benchmarks.training.quality")
 
 
 def test_every_row_is_measured_once_and_reported(quality, tmp_path, capsys):
@@ -66,7 +64,7 @@ def test_trainings_differ_in_the_loss_alone(quality, monkeypatch):
 
 @pytest.mark.parametrize("name, order", [("euler", 1), ("midpoint", 2)])
 def test_the_steps_of_torchcfm_are_those_of_our_scheduler(quality, name, order):
-    import train_quality_methods as methods
+    from benchmarks.training import quality_methods as methods
 
     def field(x, t):
         return torch.sin(3 * x) + t[:, None] / 1000

@@ -3,7 +3,6 @@
 import csv
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, 
 pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 pytest.importorskip("tensorboard")
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 #: A script with the interface of diffusers' that trains next to nothing.
 SCRIPT = """
@@ -52,11 +50,6 @@ def main(args):
 """
 
 
-@pytest.fixture(autouse=True)
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-
-
 def counting(log, name):
     """Return a training that notes its steps, and its network."""
 
@@ -69,7 +62,7 @@ def counting(log, name):
 
 
 def test_trainings_take_turns():
-    from train_speed_relay import race
+    from benchmarks.training.speed_relay import race
 
     log, names = [], ["a", "b", "c"]
     laps = list(race({name: counting(log, name) for name in names}, rounds=6, steps=4))
@@ -85,7 +78,7 @@ def test_trainings_take_turns():
 
 @pytest.mark.parametrize("steps_before", [0, 6], ids=["at once", "later"])
 def test_a_training_that_fails_or_ends_stops_the_race(steps_before):
-    from train_speed_relay import race
+    from benchmarks.training.speed_relay import race
 
     def failing(network):
         for _ in range(steps_before):
@@ -101,7 +94,7 @@ def test_a_training_that_fails_or_ends_stops_the_race(steps_before):
 def test_a_lap_is_the_time_of_its_thread_and_its_parts_do_not_overlap():
     from types import SimpleNamespace
 
-    from train_speed_relay import race
+    from benchmarks.training.speed_relay import race
 
     def burn(seconds):
         end = time.thread_time() + seconds
@@ -137,7 +130,7 @@ def test_a_lap_is_the_time_of_its_thread_and_its_parts_do_not_overlap():
 
 
 def test_the_plain_loop_has_the_loss_of_our_script():
-    from train_speed_loops import flow_matching
+    from benchmarks.training.speed_loops import flow_matching
 
     def network(x, t, label=None, return_dict=True):
         return (torch.sin(3 * x + t[:, None, None, None] / 1000),)
@@ -153,8 +146,7 @@ def test_the_plain_loop_has_the_loss_of_our_script():
 
 
 def test_the_stand_in_for_torchvision_prepares_images_as_ours_are():
-    from train_speed_peers import Pictures, torchvision
-
+    from benchmarks.training.speed_peers import Pictures, torchvision
     from fm_diffusers.training.arguments import ImageArguments
 
     transforms = torchvision()["torchvision.transforms"]
@@ -179,11 +171,11 @@ def test_the_stand_in_for_torchvision_prepares_images_as_ours_are():
 
 def test_the_benchmark_on_digits(tmp_path, capsys):
     pytest.importorskip("torchcfm", reason="pip install --no-deps torchcfm")
-    import train_speed
+    from benchmarks.training import speed
 
     (tmp_path / "script.py").write_text(SCRIPT)
-    laps = train_speed.main(
-        train_speed.SpeedArguments(
+    laps = speed.main(
+        speed.SpeedArguments(
             resolution=8,
             block_out_channels=[8, 16],
             train_batch_size=16,
@@ -218,8 +210,8 @@ def test_the_benchmark_on_digits(tmp_path, capsys):
 
 
 def test_tables_hold_paired_ratios_and_parts_that_add_up():
-    from train_speed_relay import Lap
-    from train_speed_report import shares, speeds
+    from benchmarks.training.speed_relay import Lap
+    from benchmarks.training.speed_report import shares, speeds
 
     busy = [1.0, 5.0, 2.0]  # how slow the machine is in each round
     laps = [
@@ -240,11 +232,11 @@ def test_tables_hold_paired_ratios_and_parts_that_add_up():
 
 
 def test_missing_contenders_say_why(tmp_path, monkeypatch):
-    import train_speed
+    from benchmarks.training import speed
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    found, missing = train_speed.trainings(
-        train_speed.SpeedArguments(), None, torch.zeros(1, 3, 8, 8), str(tmp_path)
+    found, missing = speed.trainings(
+        speed.SpeedArguments(), None, torch.zeros(1, 3, 8, 8), str(tmp_path)
     )
     assert [*found] == ["plain PyTorch", "examples/train_mnist.py"]
     assert "--train_unconditional" in missing["diffusers' script"]
@@ -253,7 +245,7 @@ def test_missing_contenders_say_why(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arguments", [{"variants": ["fast"]}, {"backbone": "transformer"}])
 def test_bad_arguments(arguments):
-    import train_speed
+    from benchmarks.training import speed
 
     with pytest.raises(ValueError, match="must be"):
-        train_speed.SpeedArguments(**arguments)
+        speed.SpeedArguments(**arguments)

@@ -19,8 +19,8 @@ the step from t to s, the ODE is carried past s to the time t' of the log signal
 
 .. math:: x_s = \frac{\alpha_s}{\alpha_{t'}} x_{t'} + \beta_s \sqrt{1 - e^{-2K}}\, \xi.
 
-That keeps the marginals as well as the ODE solver does, for every path and every coefficient; with
-a solver of order 1 on the signal-to-noise clock it is the exact Ornstein-Uhlenbeck step for a
+That keeps the marginals as well as the ODE solver does over that longer step, for every path and
+coefficient; of order 1 on the signal-to-noise clock it is the exact Ornstein-Uhlenbeck step for a
 frozen :math:`\hat z` (DDIM with its eta). The end of the path is reached without noise. An
 overshoot longer than the step itself (coefficients above the memoryless one, near the data most of
 all) is taken in full by solvers of order 1 only; see `REACH`.

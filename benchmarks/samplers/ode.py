@@ -1,6 +1,6 @@
 r"""How far from the truth: samplers of the probability flow ODE, side by side on exact fields.
 
-    python benchmarks/ode.py --output_dir benchmarks/results [--mnist FOLDER]
+    python -m benchmarks.samplers.ode --output_dir benchmarks/results [--mnist FOLDER]
 
 Every sampler starts from the same noise and asks the same exact field; the error is the distance
 of its endpoint from the converged one, so that it is the sampler's own. With :math:`e_i` the root
@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import FLOW_PEERS, VP_PEERS, Peer
-from problems import PROBLEMS, Problem
-from report import Line, draw, table
-from spacings import GRIDS
 from torch import Tensor
 from transformers import HfArgumentParser
 
+from benchmarks.samplers.ode_report import Line, draw, table
+from benchmarks.samplers.peers import FLOW_PEERS, VP_PEERS, Peer
+from benchmarks.samplers.problems import PROBLEMS, Problem
+from benchmarks.samplers.spacings import GRIDS
 from fm_diffusers import PATHS, GaussianFlowScheduler
 from fm_diffusers.calibration import calibrate
 from fm_diffusers.fields import Field
@@ -102,9 +102,7 @@ class Arguments:
     seed: int = field(default=1, metadata={"help": "Of the noise."})
     subset: int = field(default=0, metadata={"help": "Another one is another problem."})
     peers: list[str] | None = field(default=None, metadata={"help": "By default all."})
-    cache: str = field(
-        default=str(Path(__file__).parent / ".cache"), metadata={"help": "Keeps references."}
-    )
+    cache: str = field(default="outputs/benchmarks/cache", metadata={"help": "Keeps references."})
 
 
 @dataclass
@@ -247,6 +245,7 @@ def main(args: Arguments) -> list[Row]:
             save(rows, folder / "ode.csv")
     sizes = "MNIST" if args.mnist else "scikit-learn's digits"
     text = f"# Samplers of the ODE on exact fields ({sizes}, seed {args.seed})\n\n"
+    text += "    python -m benchmarks.samplers.ode [--mnist FOLDER]\n\n"
     (folder / "ode.md").write_text(text + table(rows, list(OURS)))
     first = [row for row in rows if row.path == args.paths[0]]
     draw(first, lines(first), folder / "ode.png")

@@ -1,6 +1,6 @@
 r"""What a sampling step costs beside the network: time, memory traffic, kernels, compilation.
 
-    python benchmarks/step.py --output_dir benchmarks/results
+    python -m benchmarks.step.cost --output_dir benchmarks/results
 
 A step of any linear solver reads the sample and the model output and writes the next sample, so it
 must move three tensors; what it remembers comes on top. One `torch.add(x, v, alpha=w)` does just
@@ -242,7 +242,8 @@ def main(args: StepArguments) -> list[dict[str, Any]]:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(filled)
-    Path(folder, "step.md").write_text(table(filled))
+    head = "# What a step costs\n\n    python -m benchmarks.step.cost\n\n"
+    Path(folder, "step.md").write_text(head + table(filled))
     print(table(filled))
     return filled
 

@@ -28,10 +28,9 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from flow_matching.solver import ODESolver
-from spacings import Grid
 from torch import Tensor
 
+from benchmarks.samplers.spacings import Grid
 from fm_diffusers.fields import Field
 from fm_diffusers.paths import VariancePreserving
 
@@ -134,6 +133,8 @@ class Meta(Peer):
 
     def __call__(self, velocity: Field, x: Tensor, nfe: int, grid: Grid | None = None) -> Tensor:
         """Sample with equal steps or on a grid."""
+        from flow_matching.solver import ODESolver
+
         steps, ask = nfe // self.evaluations, counted(velocity, nfe)
         sigmas = grid(steps) if grid else 1 - torch.arange(steps, dtype=torch.float64) / steps
         times = torch.cat([1 - sigmas, sigmas.new_ones(1)])

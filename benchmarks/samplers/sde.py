@@ -1,15 +1,12 @@
 r"""How well a sampler of the SDE keeps the distribution, side by side on exact fields.
 
-    python benchmarks/sde.py --output_dir benchmarks/results [--mnist FOLDER]
+    python -m benchmarks.samplers.sde --output_dir benchmarks/results [--mnist FOLDER]
 
 Paths of an SDE have no truth to be compared with, their distribution has: samples stand against as
 many fresh data, by sliced Wasserstein distance, by the width of the modes and by their weights.
 Default settings are set_timesteps(nfe); tuned ones the grid of smallest error of the width.
 
-**Weak order without Monte Carlo.** For data N(0, s^2) the field is linear and so is every sampler:
-a sample is a combination of the noise of the start and of each noise drawn on the way. A batch
-that carries these coefficients, the k-th draw being the k-th unit vector, ends in the standard
-deviation of the sampler's output as its norm; the error is :math:`|std/s - 1|`.
+Where data are Gaussian no sample is needed: that is `gaussian_sde`.
 
 The peers are in `sde_peers`, the measures in `distribution`; `fresh data` in the tables is the
 Monte-Carlo floor, a second set of data in the place of samples. It writes `sde.csv`, `sde.md` and
@@ -17,29 +14,24 @@ Monte-Carlo floor, a second set of data in the place of samples. It writes `sde.
 """
 
 import csv
-import math
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from diffusers.utils import torch_utils
-from distribution import Judge
-from peers import Peer, Preserving
-from problems import PROBLEMS, Problem
-from sde_peers import SDE_PEERS
-from sde_report import draw_sde, tables
-from spacings import GRIDS, Grid
 from torch import Tensor
 from transformers import HfArgumentParser
 
+from benchmarks.samplers.distribution import Judge
+from benchmarks.samplers.peers import Peer, Preserving
+from benchmarks.samplers.problems import PROBLEMS, Problem
+from benchmarks.samplers.sde_peers import SDE_PEERS
+from benchmarks.samplers.sde_report import draw_sde, tables
+from benchmarks.samplers.spacings import GRIDS, Grid
 from fm_diffusers import PATHS, GaussianFlowScheduler
-from fm_diffusers.fields import Field, GaussianMixture
+from fm_diffusers.fields import Field
 
 #: Our configurations of the public scheduler, on the linear path; the picture shows two.
 OURS: dict[str, dict[str, Any]] = {
@@ -63,8 +55,6 @@ class Arguments:
     )
     problems: list[str] = field(default_factory=lambda: ["A", "T"])
     budgets: list[int] = field(default_factory=lambda: [8, 16, 32])
-    weak_budgets: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
-    weak_stds: list[float] = field(default_factory=lambda: [1.0, 0.3])
     num_samples: int = field(default=1000, metadata={"help": "Of T; A has 8 times as many."})
     seed: int = 1
     subset: int = 0
@@ -72,7 +62,7 @@ class Arguments:
 
 @dataclass
 class Row:
-    """One run; of the weak order only `std` is known."""
+    """One run."""
 
     problem: str
     method: str
@@ -140,43 +130,6 @@ def measure(problem: Problem, args: Arguments) -> Iterator[Row]:
             yield Row(problem.name, method, kind, grid, nfe, *judge(end))
 
 
-@contextmanager
-def unit_noise() -> Iterator[None]:
-    """Make the k-th draw of diffusers' `randn_tensor` the k-th unit vector of the batch."""
-    original, drawn = torch_utils.randn_tensor, 0
-
-    def draw(shape: tuple, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
-        nonlocal drawn
-        drawn += 1
-        unit = torch.zeros(shape, dtype=dtype)
-        unit[drawn] = 1
-        return unit
-
-    users = [m for m in list(sys.modules.values()) if vars(m).get("randn_tensor") is original]
-    patches = [patch.object(module, "randn_tensor", draw) for module in users]
-    try:
-        for p in patches:
-            p.start()
-        yield
-    finally:
-        for p in patches:
-            p.stop()
-
-
-def weak(args: Arguments) -> Iterator[Row]:
-    """Yield the exact error of the standard deviation on Gaussian data."""
-    for std in args.weak_stds:
-        data = GaussianMixture(torch.zeros(1, 1, dtype=torch.float64), std)
-        defaults = (run for run in samplers(data, {}) if run[1] == "default")
-        for method, kind, grid, sample in defaults:
-            for nfe in args.weak_budgets:
-                sources = torch.zeros(nfe + 3, 1, dtype=torch.float64)
-                sources[0] = 1
-                with unit_noise():
-                    error = sample(sources, nfe, None).norm().item() / std - 1
-                yield Row(f"s={std:g}", method, kind, grid, nfe, math.nan, error, math.nan)
-
-
 def main(args: Arguments) -> list[Row]:
     """Measure, and write the figures, the tables and the picture."""
     torch.set_num_threads(1)
@@ -186,12 +139,14 @@ def main(args: Arguments) -> list[Row]:
         start = time.perf_counter()
         rows += measure(PROBLEMS[name](args.mnist, args.subset), args)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-    rows += weak(args)
     with open(folder / "sde.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(Row.__dataclass_fields__))
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    (folder / "sde.md").write_text("# Samplers of the SDE on exact fields\n\n" + tables(rows))
+    sizes = "MNIST" if args.mnist else "scikit-learn's digits"
+    text = f"# Samplers of the SDE on exact fields ({sizes}, seed {args.seed})\n\n"
+    text += "    python -m benchmarks.samplers.sde [--mnist FOLDER]\n\n"
+    (folder / "sde.md").write_text(text + tables(rows))
     draw_sde(rows, list(OURS), folder / "sde.png")
     return rows
 

@@ -1,7 +1,7 @@
 r"""How fast our script trains, beside a plain loop, diffusers' script and torchcfm's example.
 
     pip install --no-deps torchcfm
-    OMP_NUM_THREADS=1 python benchmarks/train_speed.py --dataset_name ylecun/mnist \
+    OMP_NUM_THREADS=1 python -m benchmarks.training.speed --dataset_name ylecun/mnist \
         --train_unconditional train_unconditional.py
 
 All train the same U-Net from the same weights, on the same RGB images without labels (diffusers'
@@ -25,8 +25,6 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-import train_speed_loops as loops
-import train_speed_peers as peers
 from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
 from diffusers import UNet2DModel
@@ -35,10 +33,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data._utils.fetch import _MapDatasetFetcher
 from tqdm.auto import tqdm
-from train_speed_relay import Lap, Places, race
-from train_speed_report import recorded, report
 from transformers import HfArgumentParser
 
+from benchmarks.training import speed_loops as loops
+from benchmarks.training import speed_peers as peers
+from benchmarks.training.speed_relay import Lap, Places, race
+from benchmarks.training.speed_report import recorded, report
 from fm_diffusers.training import checkpoints
 from fm_diffusers.training.data import load_images, open_rows
 from fm_diffusers.training.networks import NetworkArguments, make_unet

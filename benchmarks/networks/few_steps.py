@@ -1,6 +1,6 @@
 r"""Trained networks: how close to their own converged samples are a few evaluations?
 
-    python benchmarks/network.py --models outputs/mnist --dataset_name ylecun/mnist
+    python -m benchmarks.networks.few_steps --models outputs/mnist --dataset_name ylecun/mnist
 
 samples pipelines of `examples/train_mnist.py` from fixed noise with this package, with the
 schedulers of others as their users run them, and with those tuned (the best over solvers and
@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from metrics import Judge, distance
-from network_report import FIELDS, best, write_report
-from peers import FLOW_PEERS
-from spacings import GRIDS
 from torch import Tensor
-from trained import Network, Velocity, calibrated, converged, ours
 from transformers import HfArgumentParser
 
+from benchmarks.networks.metrics import Judge, distance
+from benchmarks.networks.report import FIELDS, best, write_report
+from benchmarks.networks.trained import Network, Velocity, calibrated, converged, ours
+from benchmarks.samplers.peers import FLOW_PEERS
+from benchmarks.samplers.spacings import GRIDS
 from fm_diffusers import GaussianFlowScheduler
 
 Figures = dict[str, float]

@@ -1,7 +1,7 @@
 r"""One network, three libraries' losses: what does a training give at 4, 10 and 50 evaluations?
 
     pip install --no-deps torchcfm
-    python benchmarks/train_quality.py --dataset_name ylecun/mnist --output_dir outputs/benchmarks
+    python -m benchmarks.training.quality --dataset_name ylecun/mnist
 
 trains the same class-conditional U-Net from the same initial weights on the same batches in the
 same order, with the same optimizer, learning rates, gradient clipping, label dropout and moving
@@ -33,12 +33,12 @@ import numpy as np
 import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from metrics import Judge
 from torch import Tensor, nn
-from train_quality_methods import TRAININGS, Sampler, samplers
-from train_quality_report import FIELDS, rows, write_report
 from transformers import HfArgumentParser
 
+from benchmarks.networks.metrics import Judge
+from benchmarks.training.quality_methods import TRAININGS, Sampler, samplers
+from benchmarks.training.quality_report import FIELDS, rows, write_report
 from fm_diffusers.training.data import ImageData, load_images
 from fm_diffusers.training.networks import BACKBONES, NetworkArguments
 

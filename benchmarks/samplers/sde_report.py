@@ -1,11 +1,12 @@
-"""Tables and pictures of the SDE benchmark, from its rows."""
+"""Tables and pictures of the SDE benchmarks, from their rows."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from report import annotate, number
+
+from benchmarks.samplers.ode_report import annotate, number
 
 #: The kinds of rows that compete in a table.
 KINDS = {"default": ("default", "floor"), "tuned": ("default", "tuned", "floor")}
@@ -49,49 +50,49 @@ SDE_PANELS = {
 
 
 def draw_sde(rows: list[Any], ours: list[str], file: Path) -> None:
-    """Draw the default settings: both measures of each problem, then the weak orders."""
+    """Draw the default settings: both measures of each problem."""
     problems = list(dict.fromkeys(row.problem for row in rows))
-    sampled = [p for p in problems if not p.startswith("s=")]
-    panels = [(p, metric) for metric in SDE_PANELS for p in sampled]
-    panels += [(p, "std") for p in problems if p.startswith("s=")]
-    figure, axes = plt.subplots(-(-len(panels) // 2), 2, figsize=(13, 12.5), squeeze=False)
-    for axis, (problem, metric) in zip(axes.flat, panels, strict=False):
-        here = [row for row in rows if row.problem == problem and row.kind in ("default", "floor")]
-        _sde_panel(axis, here, metric, ours)
-        title = (
-            f"problem {problem}" if problem in sampled else f"exactly, Gaussian data, {problem}"
-        )
-        axis.set_title(title)
-        axis.set_ylabel(SDE_PANELS[metric])
+    size = 6.5 * len(problems), 8.4
+    figure, axes = plt.subplots(2, len(problems), figsize=size, squeeze=False)
+    for line, (metric, label) in zip(axes, SDE_PANELS.items(), strict=True):
+        for axis, problem in zip(line, problems, strict=True):
+            here = [r for r in rows if r.problem == problem and r.kind in ("default", "floor")]
+            points: dict[str, dict[int, float]] = {}
+            for row in here:
+                points.setdefault(row.method, {})[row.nfe] = abs(getattr(row, metric))
+            for name in ours[2:]:
+                points.pop(name, None)
+            panel(axis, points)
+            axis.set_title(f"problem {problem}")
+            axis.set_ylabel(label)
     for axis in axes[-1]:
         axis.set_xlabel("evaluations of the field")
     figure.suptitle(
-        "Samplers of the SDE, default settings, linear path (DDIM: variance preserving)"
+        "Samplers of the SDE, default settings, linear path (DDIM, ancestral: variance preserving)"
     )
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
 
-def _sde_panel(axis: Any, rows: list[Any], metric: str, ours: list[str]) -> None:
-    ends, reds = [], plt.get_cmap("autumn")
-    for method in dict.fromkeys(row.method for row in rows if row.method not in ours[2:]):
-        points = {}
-        for row in rows:
-            if row.method == method and math.isfinite(getattr(row, metric)):
-                points[row.nfe] = abs(getattr(row, metric))
-        if not points:
+def panel(axis: Any, points: dict[str, dict[int, float]]) -> None:
+    """Draw figures against evaluations, both logarithmic: `{method: {evaluations: figure}}`.
+
+    Methods of ours, whose names begin so, are red, those of others grey.
+    """
+    ends, reds = [], iter(plt.get_cmap("autumn")([0.1, 0.25, 0.4, 0.55]))
+    for method, found in points.items():
+        found = {n: value for n, value in sorted(found.items()) if math.isfinite(value)}
+        if not found:
             continue
-        color = reds(0.1 + 0.15 * ours.index(method)) if method in ours else "#7d8794"
-        color = "#2c7a3f" if method == "fresh data" else color
-        wide = 2.0 if method in ours else 1.2
-        axis.loglog(
-            *zip(*sorted(points.items()), strict=True), color=color, lw=wide, marker="o", ms=3
-        )
-        ends.append((points[max(points)], method, color, max(points)))
+        mine = method.startswith("ours")
+        color = next(reds) if mine else {"fresh data": "#2c7a3f"}.get(method, "#7d8794")
+        style = {"color": color, "linewidth": 2.0 if mine else 1.2, "markersize": 3}
+        axis.loglog(list(found), list(found.values()), marker="o", **style)
+        ends.append((found[max(found)], method, color, max(found)))
     axis.grid(True, which="major", color="#e6e6e6", linewidth=0.7)
     axis.spines[["top", "right"]].set_visible(False)
-    ticks = sorted({row.nfe for row in rows})
+    ticks = sorted({n for found in points.values() for n in found})
     axis.set_xticks(ticks, [str(n) for n in ticks])
     axis.minorticks_off()
     annotate(axis, ends)

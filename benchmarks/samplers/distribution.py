@@ -13,8 +13,9 @@ import math
 from typing import NamedTuple
 
 import torch
-from problems import Problem
 from torch import Tensor
+
+from benchmarks.samplers.problems import Problem
 
 
 class Distance(NamedTuple):

@@ -120,7 +120,7 @@ def table(rows: list[Any], names: list[str]) -> str:
     """Return the tables of all problems and paths in Markdown.
 
     Args:
-        rows: of `ode.py`.
+        rows: of `ode`.
         names: our methods; the first two are compared at their own settings.
     """
     text = []

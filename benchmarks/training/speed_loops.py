@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fm_diffusers.training.networks import BACKBONES
 
-OURS = Path(__file__).parents[1] / "examples" / "train_mnist.py"
+OURS = Path(__file__).parents[2] / "examples" / "train_mnist.py"
 ENDLESS = 10**6  # steps: no training reaches them
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
-from peers import counted
 from torch import Tensor
 
+from benchmarks.samplers.peers import counted
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.calibration import calibrate
 

@@ -13,7 +13,8 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from train_speed_relay import Lap
+
+from benchmarks.training.speed_relay import Lap
 
 CLOCKS = ("cpu", "wall")
 NETWORK = ("network", "backward")  # parts that no training can do without
@@ -140,6 +141,8 @@ def report(
     return "\n".join(
         [
             "# Training speed",
+            "",
+            "    python -m benchmarks.training.speed --dataset_name NAME",
             "",
             f"U-Net of widths {args['block_out_channels']} on RGB images of side "
             f"{args['resolution']} ({Path(args['dataset_name']).name}), without classes, batches "

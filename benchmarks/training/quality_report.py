@@ -60,6 +60,8 @@ def write_report(args: dict[str, Any], path: Path, floor: float) -> None:
     lines = [
         "# Training: Fréchet distance by evaluations",
         "",
+        "    python -m benchmarks.training.quality --dataset_name NAME",
+        "",
         f"{args['max_train_steps']} steps of {args['train_batch_size']}, widths "
         f"{args['block_out_channels']}, {args['num_samples']} samples; mean of the training seeds "
         f"(least to greatest). As many real images: {floor:.3f}.",

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import diffusers
 import torch
 from diffusers.utils import torch_utils
-from peers import END, FLOW_PEERS, Flow, Peer, Preserving, counted
-from spacings import Grid, logistic
 from torch import Tensor
 
+from benchmarks.samplers.peers import END, FLOW_PEERS, Flow, Peer, Preserving, counted
+from benchmarks.samplers.spacings import Grid, logistic
 from fm_diffusers.fields import Field
 
 
@@ -56,7 +56,8 @@ class FlowGRPO(Peer):
 
 _FLOW = FLOW_PEERS["UniPC-2"].config
 _SA = diffusers.SASolverScheduler
-#: By their names in the tables. DDIM runs on the variance preserving path, asked for epsilon.
+#: By their names in the tables. DDIM and ancestral Euler run on the variance preserving path,
+#: asked for epsilon; the others on the linear one.
 SDE_PEERS: dict[str, Peer] = {
     "flow_grpo": FlowGRPO(),
     "DPM++2M SDE": Flow(
@@ -67,10 +68,16 @@ SDE_PEERS: dict[str, Peer] = {
     "FlowMatchEuler, stochastic": Flow(
         diffusers.FlowMatchEulerDiscreteScheduler, {"stochastic_sampling": True}
     ),
+    "LTX ancestral": Flow(diffusers.LTXEulerAncestralRFScheduler),
     "DDIM, eta=1": Preserving(
         diffusers.DDIMScheduler,
         {"clip_sample": False},
         {"eta": 1.0},
+        native=({"timestep_spacing": "trailing"},),
+        takes_grid=False,
+    ),
+    "EulerAncestral": Preserving(
+        diffusers.EulerAncestralDiscreteScheduler,
         native=({"timestep_spacing": "trailing"},),
         takes_grid=False,
     ),

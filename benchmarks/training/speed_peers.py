@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from train_speed_loops import ENDLESS, load_script
+
+from benchmarks.training.speed_loops import ENDLESS, load_script
 
 if TYPE_CHECKING:
     import datasets

@@ -1,4 +1,4 @@
-"""What `train_quality.py` compares: losses of three libraries, and samplers of their networks."""
+"""What `quality` compares: losses of three libraries, and samplers of their networks."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -1,0 +1,15 @@
+"""What this package measures of itself and of its peers: a folder for each question.
+
+| folder | question |
+|---|---|
+| `samplers` | how far a sampler is from the truth where the truth is known: exact fields |
+| `networks` | how far it is on trained networks: from converged samples, and from images |
+| `step` | what a step costs beside the network |
+| `training` | how fast, and how good, training is beside other libraries |
+
+Every benchmark is a module that runs from the root of the repository, `python -m
+benchmarks.samplers.ode` for example; `--help` lists its arguments, its docstring says what it
+measures and how, and its tables and pictures go to `--output_dir`. Those of the documentation are
+in `benchmarks/results`. `make bench` runs what needs no trained network, into
+`outputs/benchmarks`. The peers are extras: `pip install -e '.[bench]'`.
+"""
