@@ -37,6 +37,9 @@ class EulerMaruyama(Solver):
             u - weight * e for u, e in zip(velocity, self.convert("epsilon", t), strict=True)
         )
 
+    def constant(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return torch.ones_like(t), s - t
+
     def steps(self, grid: Tensor) -> Iterator[Step]:  # noqa: D102
         variance, a, b = self._tabulated(grid)
         for i, (t, s) in enumerate(pairwise(grid.tolist())):
