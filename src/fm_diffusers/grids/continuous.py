@@ -9,7 +9,9 @@ steps in the path's own time.)
 
 Variables that are infinite at the noise or the data (`log_snr`, `karras`, `exponential`) are cut
 at the ratios :math:`\sigma = \beta/\alpha` of `sigma_max` and `sigma_min`; the ends of the path
-are kept and come before and after.
+are kept and come before and after. None cuts where the ratio is infinite or zero only, at 50 and
+.02 (`exponential`: at the data only): an end with a finite ratio is one of the steps' own. A cut
+that leaves such an end one long step away, which more steps do not shorten, gives a warning.
 
 References: Esser et al., "Scaling Rectified Flow Transformers", https://arxiv.org/abs/2403.03206
 (shift, logit-normal); Karras et al., "Elucidating the Design Space of Diffusion-Based Generative
@@ -18,6 +20,7 @@ https://arxiv.org/abs/2407.12173.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -25,9 +28,15 @@ from scipy import special
 from torch import Tensor
 
 from fm_diffusers.paths import GaussianPath
-from fm_diffusers.paths.base import check_positive
+from fm_diffusers.paths.base import check_finite, check_positive, is_number
 
 Function = Callable[[Tensor], Tensor]
+
+#: Where an infinite and a zero ratio beta/alpha are cut.
+LARGEST_CUT, SMALLEST_CUT = 50.0, 0.02
+
+#: The longest step in log-SNR between a cut and an end of finite ratio that gives no warning.
+LONGEST_LEAP = 1.0
 
 
 def uniform(n: int, path: GaussianPath, t_min: float = 0.0, t_max: float = 1.0) -> Tensor:
@@ -94,9 +103,10 @@ def logit_normal(
     r"""Return the quantiles :math:`\lambda_i = mean + std\, \Phi^{-1}(i/n)`.
 
     Raises:
-        ValueError: if `std` is not positive.
+        ValueError: if `std` is not positive or `mean` not finite.
     """
     check_positive(std=std)
+    check_finite(mean=mean)
     return _equal_steps(
         n,
         path,
@@ -111,10 +121,14 @@ def log_snr(
     path: GaussianPath,
     t_min: float = 0.0,
     t_max: float = 1.0,
-    sigma_min: float = 0.02,
-    sigma_max: float = 50.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
 ) -> Tensor:
-    r"""Return equal steps in :math:`\lambda`, between the ratios `sigma_max` and `sigma_min`."""
+    r"""Return equal steps in :math:`\lambda`, between the ratios `sigma_max` and `sigma_min`.
+
+    Raises:
+        ValueError: unless `0 < sigma_min < sigma_max`, and if steps would be infinitely long.
+    """
     same: Function = lambda value: value  # noqa: E731
     return _cut_steps(n, path, (t_min, t_max), same, same, sigma_min, sigma_max)
 
@@ -124,8 +138,8 @@ def karras(
     path: GaussianPath,
     t_min: float = 0.0,
     t_max: float = 1.0,
-    sigma_min: float = 0.02,
-    sigma_max: float = 50.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     rho: float = 7.0,
 ) -> Tensor:
     r"""Return equal steps in :math:`(\beta/\alpha)^{1/\rho}` (EDM).
@@ -150,10 +164,14 @@ def exponential(
     path: GaussianPath,
     t_min: float = 0.0,
     t_max: float = 1.0,
-    sigma_min: float = 0.02,
-    sigma_max: float = math.inf,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
 ) -> Tensor:
-    r"""Return equal ratios of :math:`1 - u`, until :math:`\beta/\alpha` is `sigma_min`."""
+    r"""Return equal ratios of :math:`1 - u`, until :math:`\beta/\alpha` is `sigma_min`.
+
+    Raises:
+        ValueError: unless `0 < sigma_min < sigma_max`, and if steps would be infinitely long.
+    """
     return _cut_steps(
         n,
         path,
@@ -162,6 +180,7 @@ def exponential(
         lambda g: torch.log(torch.expm1(g)),
         sigma_min,
         sigma_max,
+        most=math.inf,
     )
 
 
@@ -223,14 +242,24 @@ def _cut_steps(
     ends: tuple[float, float],
     g: Function,
     inverse: Function,
-    sigma_min: float,
-    sigma_max: float,
+    sigma_min: float | None,
+    sigma_max: float | None,
+    most: float = LARGEST_CUT,
 ) -> Tensor:
     """Return equal steps in a `g` that is infinite at an end, cut there; the ends are kept."""
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"0 < sigma_min < sigma_max must hold, got {sigma_min} and {sigma_max}")
     first, last = path.log_snr(torch.tensor(ends, dtype=torch.float64)).tolist()
-    start, stop = -math.log(sigma_max), -math.log(sigma_min)
+    # None follows an end of finite ratio
+    high = most if sigma_max is None and first == -math.inf else sigma_max
+    low = SMALLEST_CUT if sigma_min is None and last == math.inf else sigma_min
+    given = [value for value in (low, high) if value is not None]
+    if not all(is_number(value) and value > 0 for value in given) or sorted(set(given)) != given:
+        raise ValueError(
+            f"0 < sigma_min < sigma_max must hold, got {low!r} and {high!r}: they are ratios "
+            f"beta/alpha, from {_ratio(first):.3g} to {_ratio(last):.3g} between the ends of the "
+            "grid; None follows these ends"
+        )
+    start = first if high is None else -math.log(high)
+    stop = last if low is None else -math.log(low)
     # a cut that lies outside the ends cuts nothing
     count = n - 1 if first < stop < last else n
     span = max(first, start) if start < last else first, stop if count < n else last
@@ -239,12 +268,38 @@ def _cut_steps(
         raise ValueError(
             f"steps from t = {ends[0]} to {ends[1]} would be infinitely long: they need a "
             f"sigma_min and sigma_max among the ratios beta/alpha on the way, from "
-            f"{math.exp(-first):.3g} to {math.exp(-last):.3g}; got {sigma_min} and {sigma_max}"
+            f"{_ratio(first):.3g} to {_ratio(last):.3g}; got {_ratio(stop):.6g} and "
+            f"{_ratio(start):.6g}"
         )
+    _warn_of_leaps({"sigma_max": (first, span[0]), "sigma_min": (span[1], last)})
     steps = torch.linspace(*values, max(count, 1) + 1, dtype=torch.float64)
     return _between(ends, path.time(inverse(steps[1:n])))
 
 
+def _ratio(log_snr: float) -> float:
+    return math.inf if log_snr == -math.inf else math.exp(-log_snr)
+
+
+def _warn_of_leaps(leaps: dict[str, tuple[float, float]]) -> None:
+    for name, (start, stop) in leaps.items():
+        if math.isfinite(stop - start) and stop - start > LONGEST_LEAP:
+            end, cut = (start, stop) if name == "sigma_max" else (stop, start)
+            warnings.warn(
+                f"{name}={_ratio(cut):.6g} leaves the grid's end at beta/alpha = "
+                f"{_ratio(end):.6g} one step away, which more steps do not shorten: leave "
+                f"{name} out to space the steps up to this end",
+                stacklevel=2,
+            )
+
+
 def _between(ends: tuple[float, float], inner: Tensor) -> Tensor:
     first, last = torch.tensor(ends, dtype=torch.float64).split(1)
-    return torch.cat([first, inner, last])
+    times = torch.cat([first, inner, last])
+    if (wrong := (times.diff() <= 0) | ~times.diff().isfinite()).any():
+        place = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"a grid of {len(times) - 1} steps from t = {ends[0]} to {ends[1]} with these "
+            f"parameters goes from t = {times[place].item()} to {times[place + 1].item()}: they "
+            "crowd the steps more than float64 tells apart; take milder ones or fewer steps"
+        )
+    return times
