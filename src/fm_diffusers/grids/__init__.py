@@ -16,14 +16,21 @@ from fm_diffusers.grids.continuous import (
     shifted,
     uniform,
 )
+from fm_diffusers.grids.noise import (
+    RESPACINGS,
+    noise_of_time,
+    on_path,
+    respace,
+    shift_times,
+    time_of_noise,
+    warp,
+)
 from fm_diffusers.grids.spacing import (
     ddim,
     euler_discrete,
     flow_match,
     flow_multistep,
     multistep,
-    respace,
-    warp,
 )
 
 #: The default grid: `logistic`, with these parameters for the ODE by the number of steps up to
@@ -66,6 +73,7 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
 
 __all__ = [
     "GRIDS",
+    "RESPACINGS",
     "beta",
     "ddim",
     "default_parameters",
@@ -78,9 +86,13 @@ __all__ = [
     "logistic",
     "logit_normal",
     "multistep",
+    "noise_of_time",
+    "on_path",
     "polynomial",
     "respace",
+    "shift_times",
     "shifted",
+    "time_of_noise",
     "uniform",
     "warp",
 ]

@@ -59,8 +59,8 @@ class Polynomial(GaussianPath):
     def __post_init__(self) -> None:
         if not is_number(self.degree) or not 1 <= self.degree < math.inf:
             raise ValueError(
-                f"degree must be at least 1 and finite, got {self.degree!r}: below it the velocity "
-                "is infinite at t = 0"
+                f"degree must be at least 1 and finite, got {self.degree!r}: below it the "
+                "velocity is infinite at t = 0"
             )
 
     def coefficients(self, t: Tensor) -> Coefficients:  # noqa: D102

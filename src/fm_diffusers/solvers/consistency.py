@@ -6,9 +6,9 @@ slope k that does not change exactly over every interval,
 
 .. math:: x_s = \frac{S_s}{S_t} x_t + S_s (\tau_s - \tau_t) k,
 
-however many slopes it looks back at: the weights of all slopes sum to :math:`S_s (\tau_s - \tau_t)`
-(and are multiplied, with that of the sample, by the gain of a step that is noised back). A method
-whose weights do not is not consistent, and converges to something else.
+however many slopes it looks back at: the weights of all slopes sum to
+:math:`S_s (\tau_s - \tau_t)` (and are multiplied, with that of the sample, by the gain of a step
+that is noised back). A method whose weights do not converges to something else.
 """
 
 import math

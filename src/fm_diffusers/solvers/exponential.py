@@ -177,7 +177,10 @@ class Multistep(Solver):
         start, stop = self.path(t), self.path(landing.t)
         size, size_end = (c.alpha + c.beta for c in (start, stop))
         if self._form == "velocity":
-            factor, weight = size_end / size, size_end * (stop.alpha / size_end - start.alpha / size)
+            factor, weight = (
+                size_end / size,
+                size_end * (stop.alpha / size_end - start.alpha / size),
+            )
         else:
             factor = torch.where(landing.t == t, 1.0, stop.beta / start.beta)
             weight = stop.alpha - factor * start.alpha
@@ -305,9 +308,7 @@ def _log_noise(log_snr: Tensor) -> Tensor:
 
 def _log_snr_of_noise(log_noise: Tensor) -> Tensor:
     # beyond, expm1 only adds -1 to what it would overflow at
-    return torch.where(
-        log_noise > -KERNEL_LENGTH, torch.log(torch.expm1(-log_noise)), -log_noise
-    )
+    return torch.where(log_noise > -KERNEL_LENGTH, torch.log(torch.expm1(-log_noise)), -log_noise)
 
 
 def _history(log_snr: Tensor, shift: Tensor, count: int) -> Tensor:
