@@ -18,14 +18,21 @@ from fm_diffusers.grids.continuous import (
     uniform,
 )
 from fm_diffusers.grids.named import ays, bong_tangent, normal, sgm_uniform, simple
+from fm_diffusers.grids.noise import (
+    RESPACINGS,
+    noise_of_time,
+    on_path,
+    respace,
+    shift_times,
+    time_of_noise,
+    warp,
+)
 from fm_diffusers.grids.spacing import (
     ddim,
     euler_discrete,
     flow_match,
     flow_multistep,
     multistep,
-    respace,
-    warp,
 )
 
 #: The default grid: `logistic`, with these parameters for the ODE by the number of steps up to
@@ -85,6 +92,7 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
 
 __all__ = [
     "GRIDS",
+    "RESPACINGS",
     "ays",
     "beta",
     "bong_tangent",
@@ -99,12 +107,16 @@ __all__ = [
     "logistic",
     "logit_normal",
     "multistep",
+    "noise_of_time",
     "normal",
+    "on_path",
     "polynomial",
     "respace",
     "sgm_uniform",
+    "shift_times",
     "shifted",
     "simple",
+    "time_of_noise",
     "uniform",
     "warp",
 ]

@@ -8,8 +8,7 @@ the network was trained on, so that the samples do not depend on it. (`uniform` 
 steps in the path's own time.)
 
 Variables that are infinite at the noise or the data (`log_snr`, `karras`, `exponential`) are cut
-at the ratios :math:`\sigma = \beta/\alpha` of `sigma_max` and `sigma_min`; the ends of the path
-are kept and come before and after.
+at ratios `sigma_max` and `sigma_min`; see `fm_diffusers.grids.steps`.
 
 References: Esser et al., "Scaling Rectified Flow Transformers", https://arxiv.org/abs/2403.03206
 (shift, logit-normal); Karras et al., "Elucidating the Design Space of Diffusion-Based Generative
@@ -18,16 +17,14 @@ https://arxiv.org/abs/2407.12173.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from scipy import special
 from torch import Tensor
 
+from fm_diffusers.grids.steps import Function, cut_steps, equal_steps
 from fm_diffusers.paths import GaussianPath
-from fm_diffusers.paths.base import check_positive
-
-Function = Callable[[Tensor], Tensor]
+from fm_diffusers.paths.base import check_finite, check_positive
 
 
 def uniform(n: int, path: GaussianPath, t_min: float = 0.0, t_max: float = 1.0) -> Tensor:
@@ -59,7 +56,7 @@ def logistic(
     """
     check_positive(shift=shift, scale=scale)
     offset = math.log(shift)
-    return _equal_steps(
+    return equal_steps(
         n,
         path,
         (t_min, t_max),
@@ -94,10 +91,11 @@ def logit_normal(
     r"""Return the quantiles :math:`\lambda_i = mean + std\, \Phi^{-1}(i/n)`.
 
     Raises:
-        ValueError: if `std` is not positive.
+        ValueError: if `std` is not positive or `mean` not finite.
     """
     check_positive(std=std)
-    return _equal_steps(
+    check_finite(mean=mean)
+    return equal_steps(
         n,
         path,
         (t_min, t_max),
@@ -111,12 +109,16 @@ def log_snr(
     path: GaussianPath,
     t_min: float = 0.0,
     t_max: float = 1.0,
-    sigma_min: float = 0.02,
-    sigma_max: float = 50.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
 ) -> Tensor:
-    r"""Return equal steps in :math:`\lambda`, between the ratios `sigma_max` and `sigma_min`."""
+    r"""Return equal steps in :math:`\lambda`, between the ratios `sigma_max` and `sigma_min`.
+
+    Raises:
+        ValueError: unless `0 < sigma_min < sigma_max`, and if steps would be infinitely long.
+    """
     same: Function = lambda value: value  # noqa: E731
-    return _cut_steps(n, path, (t_min, t_max), same, same, sigma_min, sigma_max)
+    return cut_steps(n, path, (t_min, t_max), same, same, sigma_min, sigma_max)
 
 
 def karras(
@@ -124,8 +126,8 @@ def karras(
     path: GaussianPath,
     t_min: float = 0.0,
     t_max: float = 1.0,
-    sigma_min: float = 0.02,
-    sigma_max: float = 50.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     rho: float = 7.0,
 ) -> Tensor:
     r"""Return equal steps in :math:`(\beta/\alpha)^{1/\rho}` (EDM).
@@ -134,7 +136,7 @@ def karras(
         ValueError: if `rho` is not positive.
     """
     check_positive(rho=rho)
-    return _cut_steps(
+    return cut_steps(
         n,
         path,
         (t_min, t_max),
@@ -150,11 +152,15 @@ def exponential(
     path: GaussianPath,
     t_min: float = 0.0,
     t_max: float = 1.0,
-    sigma_min: float = 0.02,
-    sigma_max: float = math.inf,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
 ) -> Tensor:
-    r"""Return equal ratios of :math:`1 - u`, until :math:`\beta/\alpha` is `sigma_min`."""
-    return _cut_steps(
+    r"""Return equal ratios of :math:`1 - u`, until :math:`\beta/\alpha` is `sigma_min`.
+
+    Raises:
+        ValueError: unless `0 < sigma_min < sigma_max`, and if steps would be infinitely long.
+    """
+    return cut_steps(
         n,
         path,
         (t_min, t_max),
@@ -162,6 +168,7 @@ def exponential(
         lambda g: torch.log(torch.expm1(g)),
         sigma_min,
         sigma_max,
+        most=math.inf,
     )
 
 
@@ -179,7 +186,7 @@ def beta(
         ValueError: if `alpha` or `beta` is not positive.
     """
     check_positive(alpha=alpha, beta=beta)
-    return _equal_steps(
+    return equal_steps(
         n,
         path,
         (t_min, t_max),
@@ -199,52 +206,10 @@ def polynomial(
         ValueError: if `power` is not positive.
     """
     check_positive(power=power)
-    return _equal_steps(
+    return equal_steps(
         n,
         path,
         (t_min, t_max),
         lambda log_snr: 1 - torch.sigmoid(-log_snr) ** (1 / power),
         lambda g: -torch.logit((1 - g) ** power),
     )
-
-
-def _equal_steps(
-    n: int, path: GaussianPath, ends: tuple[float, float], g: Function, inverse: Function
-) -> Tensor:
-    """Return the times at which `g` of the log-SNR has equal steps, both ends kept as given."""
-    first, last = g(path.log_snr(torch.tensor(ends, dtype=torch.float64))).tolist()
-    inner = path.time(inverse(torch.linspace(first, last, n + 1, dtype=torch.float64)[1:-1]))
-    return _between(ends, inner)
-
-
-def _cut_steps(
-    n: int,
-    path: GaussianPath,
-    ends: tuple[float, float],
-    g: Function,
-    inverse: Function,
-    sigma_min: float,
-    sigma_max: float,
-) -> Tensor:
-    """Return equal steps in a `g` that is infinite at an end, cut there; the ends are kept."""
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"0 < sigma_min < sigma_max must hold, got {sigma_min} and {sigma_max}")
-    first, last = path.log_snr(torch.tensor(ends, dtype=torch.float64)).tolist()
-    start, stop = -math.log(sigma_max), -math.log(sigma_min)
-    # a cut that lies outside the ends cuts nothing
-    count = n - 1 if first < stop < last else n
-    span = max(first, start) if start < last else first, stop if count < n else last
-    values = g(torch.tensor(span, dtype=torch.float64)).tolist()
-    if not all(map(math.isfinite, values)):
-        raise ValueError(
-            f"steps from t = {ends[0]} to {ends[1]} would be infinitely long: they need a "
-            f"sigma_min and sigma_max among the ratios beta/alpha on the way, from "
-            f"{math.exp(-first):.3g} to {math.exp(-last):.3g}; got {sigma_min} and {sigma_max}"
-        )
-    steps = torch.linspace(*values, max(count, 1) + 1, dtype=torch.float64)
-    return _between(ends, path.time(inverse(steps[1:n])))
-
-
-def _between(ends: tuple[float, float], inner: Tensor) -> Tensor:
-    first, last = torch.tensor(ends, dtype=torch.float64).split(1)
-    return torch.cat([first, inner, last])

@@ -4,23 +4,20 @@ The noise level here is :math:`\sigma = \beta/(\alpha + \beta)`, which on the li
 :math:`1 - t`. A grid of `n` steps are `n` starts; the end of the path follows them.
 
 - Flow models: `flow_match` is `FlowMatchEulerDiscreteScheduler`'s grid, `flow_multistep` that of
-  `UniPCMultistepScheduler` and `DPMSolverMultistepScheduler`, both before `warp`.
+  `UniPCMultistepScheduler` and `DPMSolverMultistepScheduler`, both before `shift_times`.
 - DDPM tables: `ddim` and `multistep` are the integer timesteps of DDIM, DDPM, PNDM and of
   DPM-Solver, UniPC, DEIS, which lay out one step more and leave out the last; `euler_discrete` are
   those of Euler, Heun, LMS and KDPM2, whose linspace is not rounded.
 
-References: Esser et al., https://arxiv.org/abs/2403.03206 (shift); Lin et al.,
-https://arxiv.org/abs/2305.08891 (leading, trailing, linspace); Karras et al.,
-https://arxiv.org/abs/2206.00364; Lee et al., https://arxiv.org/abs/2407.12173 (beta).
+Reference: Lin et al., https://arxiv.org/abs/2305.08891 (leading, trailing, linspace).
 """
 
-import math
-
 import torch
-from scipy import special
 from torch import Tensor
 
+from fm_diffusers.grids.noise import on_path, shift_noise
 from fm_diffusers.paths import GaussianPath
+from fm_diffusers.paths.base import check_finite, check_positive
 
 #: Where diffusers' schedulers put the timesteps of a table.
 SPACINGS = ("leading", "linspace", "trailing")
@@ -40,10 +37,12 @@ def flow_match(
     These levels are shifted already, so that a static shift acts on the last one twice. That is
     how diffusers samples (its issue 13243).
     """
+    check_positive(num_train_timesteps=num_train_timesteps, shift=shift)
     ends = torch.tensor([1.0, 1 / num_train_timesteps], dtype=torch.float64)
     if not use_dynamic_shifting:
         ends = shift_noise(ends, shift)
-    return _times(path, torch.linspace(*ends.tolist(), n, dtype=torch.float64), t_max)
+    sigmas = torch.linspace(*ends.tolist(), n, dtype=torch.float64)
+    return _with_end("flow_match", _times(path, sigmas), t_max)
 
 
 def flow_multistep(
@@ -59,8 +58,16 @@ def flow_multistep(
 
     DPM-Solver's are the default; UniPC's go from just below 1 to `1/num_train_timesteps`.
     """
+    check_positive(num_train_timesteps=num_train_timesteps)
     first = 1 - 1 / num_train_timesteps if first is None else first
-    return _times(path, torch.linspace(first, last, n + 1, dtype=torch.float64)[:-1], t_max)
+    check_finite(first=first, last=last)
+    if not 0 <= last < first <= 1:
+        raise ValueError(
+            f"0 <= last < first <= 1 must hold, got last={last} and first={first}: they are noise "
+            "levels beta/(alpha + beta), 1 for pure noise"
+        )
+    sigmas = torch.linspace(first, last, n + 1, dtype=torch.float64)[:-1]
+    return _with_end("flow_multistep", _times(path, sigmas), t_max)
 
 
 def ddim(
@@ -78,7 +85,7 @@ def ddim(
         ValueError: for an unknown spacing, or more steps than timesteps.
     """
     indices = _indices(n, num_train_timesteps, timestep_spacing, steps_offset)
-    return _on_table(indices, num_train_timesteps, t_max)
+    return _on_table("ddim", indices, num_train_timesteps, t_max)
 
 
 def euler_discrete(
@@ -94,7 +101,7 @@ def euler_discrete(
     if timestep_spacing != "linspace":
         return ddim(n, path, t_min, t_max, num_train_timesteps, timestep_spacing, steps_offset)
     indices = torch.linspace(num_train_timesteps - 1, 0, n, dtype=torch.float64)
-    return _on_table(indices, num_train_timesteps, t_max)
+    return _on_table("euler_discrete", indices, num_train_timesteps, t_max)
 
 
 def multistep(
@@ -109,12 +116,13 @@ def multistep(
     """Return the times of DPM-Solver's timesteps of a table; see `ddim`."""
     extra = timestep_spacing != "trailing"
     indices = _indices(n + extra, num_train_timesteps, timestep_spacing, steps_offset)[:n]
-    return _on_table(indices, num_train_timesteps, t_max)
+    return _on_table("multistep", indices, num_train_timesteps, t_max)
 
 
 def _indices(n: int, count: int, spacing: str, offset: int) -> Tensor:
     if spacing not in SPACINGS:
         raise ValueError(f"timestep_spacing must be one of {SPACINGS}, got {spacing!r}")
+    check_finite(steps_offset=offset)
     if n > count:
         raise ValueError(
             f"a table of {count} timesteps has no grid of {n}: take fewer steps, or a grid in "
@@ -122,46 +130,44 @@ def _indices(n: int, count: int, spacing: str, offset: int) -> Tensor:
         )
     whole = torch.arange(n, dtype=torch.float64)
     if spacing == "leading":
-        return (whole * (count // n)).flip(0) + offset
+        indices = (whole * (count // n)).flip(0) + offset
+        if not 0 <= indices[-1] <= indices[0] < count:
+            raise ValueError(
+                f"steps_offset={offset} moves {n} leading timesteps to {indices[-1]:g} to "
+                f"{indices[0]:g}, but the table has 0 to {count - 1}: take fewer steps, another "
+                "timestep_spacing, or steps_offset=0"
+            )
+        return indices
     if spacing == "trailing":
         return (count - whole * (count / n)).round() - 1
     return torch.linspace(0, count - 1, n, dtype=torch.float64).round().flip(0)
 
 
-def _on_table(indices: Tensor, count: int, t_max: float) -> Tensor:
+def _on_table(grid: str, indices: Tensor, count: int, t_max: float) -> Tensor:
     """Return the times of a table's steps, and the end."""
-    return torch.cat([1 - (indices + 1) / count, indices.new_tensor([t_max])])
+    return _with_end(grid, 1 - (indices + 1) / count, t_max)
 
 
-def _times(path: GaussianPath, sigmas: Tensor, t_max: float) -> Tensor:
-    return torch.cat([path.time(torch.logit(1 - sigmas)), sigmas.new_tensor([t_max])])
+def _times(path: GaussianPath, sigmas: Tensor) -> Tensor:
+    return on_path(path, path.time(torch.logit(1 - sigmas)))
 
 
-def shift_noise(sigmas: Tensor, shift: float) -> Tensor:
-    r"""Return :math:`s\sigma/(1 + (s - 1)\sigma)`: every SNR :math:`\alpha/\beta` divided by s."""
-    return shift * sigmas / (1 + (shift - 1) * sigmas)
+def _with_end(grid: str, starts: Tensor, t_max: float) -> Tensor:
+    """Return starts of steps, and the end.
 
-
-def warp(sigmas: Tensor, shift: float, shift_terminal: float | None = None) -> Tensor:
-    """Return the noise levels shifted, then stretched so that the last is `shift_terminal`."""
-    sigmas = shift_noise(sigmas, shift)
-    if not shift_terminal:
-        return sigmas
-    if sigmas[-1] == 1:
+    Raises:
+        ValueError: if they are not distinct, or do not lie before the end.
+    """
+    if (starts.diff() <= 0).any():
         raise ValueError(
-            "shift_terminal needs a second timestep: with one, at pure noise, there is nothing to "
-            "stretch"
+            f"grid={grid!r} has no {len(starts)} distinct starts: it goes from t = "
+            f"{starts[0].item()} to {starts[-1].item()}; take fewer steps, or more "
+            "num_train_timesteps"
         )
-    return 1 - (1 - sigmas) * (1 - shift_terminal) / (1 - sigmas[-1])
-
-
-def respace(kind: str, n: int, first: float, last: float) -> Tensor:
-    """Return `n` noise levels from `first` to `last`, in equal steps of a variable of `kind`."""
-    u = torch.linspace(0, 1, n, dtype=torch.float64)
-    if kind == "karras":
-        start, stop = first ** (1 / 7), last ** (1 / 7)
-        return (start + u * (stop - start)) ** 7
-    if kind == "exponential":
-        return torch.exp(math.log(first) + u * (math.log(last) - math.log(first)))
-    quantiles = torch.as_tensor(special.betaincinv(0.6, 0.6, (1 - u).numpy()))
-    return last + quantiles * (first - last)
+    if not starts[-1] <= t_max:
+        raise ValueError(
+            f"t_max={t_max} lies before the last start of grid={grid!r}, t = "
+            f"{starts[-1].item():.6g}, which is where diffusers' schedulers put it: leave t_max "
+            "out, or take a grid in continuous time such as grid=None"
+        )
+    return torch.cat([starts, starts.new_tensor([t_max])])

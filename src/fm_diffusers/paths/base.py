@@ -20,6 +20,7 @@ https://arxiv.org/abs/2011.13456.
 """
 
 import math
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -43,11 +44,23 @@ def as_time(t: float | Tensor) -> Tensor:
     return t.double() if t.device.type == "cpu" else t.float()  # float64 stays on the CPU
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a real number, which a truth value is not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_positive(**values: float) -> None:
-    """Raise a `ValueError` unless every value is positive and finite."""
+    """Raise a `ValueError` unless every value is a positive and finite number."""
     for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+        if not is_number(value) or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value!r}: give a number")
+
+
+def check_finite(**values: float) -> None:
+    """Raise a `ValueError` unless every value is a finite number."""
+    for name, value in values.items():
+        if not is_number(value) or not -math.inf < value < math.inf:
+            raise ValueError(f"{name} must be finite, got {value!r}: give a number")
 
 
 def expand_like(c: Tensor, x: Tensor) -> Tensor:

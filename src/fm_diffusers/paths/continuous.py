@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fm_diffusers.paths.base import Coefficients, GaussianPath, as_time, check_positive
+from fm_diffusers.paths.base import Coefficients, GaussianPath, as_time, check_positive, is_number
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Polynomial(GaussianPath):
     degree: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.degree < math.inf:
+        if not is_number(self.degree) or not 1 <= self.degree < math.inf:
             raise ValueError(
-                f"degree must be at least 1 and finite, got {self.degree}: below it the velocity "
-                "is infinite at t = 0"
+                f"degree must be at least 1 and finite, got {self.degree!r}: below it the "
+                "velocity is infinite at t = 0"
             )
 
     def coefficients(self, t: Tensor) -> Coefficients:  # noqa: D102
@@ -84,10 +84,11 @@ class VariancePreserving(GaussianPath):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min < self.beta_max < math.inf:
+        numbers = is_number(self.beta_min) and is_number(self.beta_max)
+        if not numbers or not 0 < self.beta_min < self.beta_max < math.inf:
             raise ValueError(
-                f"0 < beta_min < beta_max < inf must hold, got beta_min={self.beta_min} "
-                f"and beta_max={self.beta_max}"
+                f"0 < beta_min < beta_max < inf must hold, got beta_min={self.beta_min!r} "
+                f"and beta_max={self.beta_max!r}"
             )
 
     def _integral_and_rate(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,10 +131,11 @@ class VarianceExploding(GaussianPath):
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+        numbers = is_number(self.sigma_min) and is_number(self.sigma_max)
+        if not numbers or not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
-                f"0 < sigma_min < sigma_max < inf must hold, got sigma_min={self.sigma_min} "
-                f"and sigma_max={self.sigma_max}"
+                f"0 < sigma_min < sigma_max < inf must hold, got sigma_min={self.sigma_min!r} "
+                f"and sigma_max={self.sigma_max!r}"
             )
 
     @property

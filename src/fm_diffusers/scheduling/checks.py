@@ -3,9 +3,10 @@
 import math
 from typing import Any
 
+from fm_diffusers.grids import RESPACINGS
 from fm_diffusers.predictions import check_prediction
 from fm_diffusers.scheduling.conventions import TIME_CONVENTIONS
-from fm_diffusers.scheduling.parts import CONFIGURED, RESPACINGS
+from fm_diffusers.scheduling.parts import CONFIGURED
 from fm_diffusers.tables import look_up
 
 

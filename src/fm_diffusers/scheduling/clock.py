@@ -7,7 +7,6 @@ its `time_convention` makes of the time at which its own path has the same signa
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fm_diffusers.paths import GaussianPath
@@ -68,11 +67,3 @@ class Clock:
     def time_of_sigma(self, sigma: Tensor) -> Tensor:
         """Return the time of a noise level by the convention."""
         return self.convention.time_of_sigma(self.sampling_path, self.num_train_timesteps, sigma)
-
-    def noise(self, t: Tensor) -> Tensor:
-        r"""Return the share of noise :math:`\beta/(\alpha + \beta)` at time `t`."""
-        return torch.sigmoid(-self.sampling_path.log_snr(t))
-
-    def time_of_noise(self, share: Tensor) -> Tensor:
-        r"""Return the time at which :math:`\beta/(\alpha + \beta)` has the given value."""
-        return self.sampling_path.time(torch.log1p(-share) - torch.log(share))

@@ -47,6 +47,11 @@ def _time_of_ratio(path: GaussianPath, n: int, sigma: Tensor) -> Tensor:
     return path.time(-torch.log(sigma))
 
 
+def _tangent(turn: Tensor) -> Tensor:
+    r"""Return :math:`\tan(\pi/2\, turn)`, infinite at 1 whatever the dtype's value of pi."""
+    return torch.sin(math.pi / 2 * turn) / torch.sin(math.pi / 2 * (1 - turn))
+
+
 #: The conventions by their names in a saved configuration.
 TIME_CONVENTIONS: dict[str, Convention] = {
     "descending": Convention(
@@ -75,7 +80,7 @@ TIME_CONVENTIONS: dict[str, Convention] = {
     ),
     "angle": Convention(
         timestep=lambda path, n, t: 2 / math.pi * torch.atan(_ratio(path, n, t)),
-        time=lambda path, n, timestep: _time_of_ratio(path, n, torch.tan(math.pi / 2 * timestep)),
+        time=lambda path, n, timestep: _time_of_ratio(path, n, _tangent(timestep)),
         sigma=_ratio,
         time_of_sigma=_time_of_ratio,
     ),

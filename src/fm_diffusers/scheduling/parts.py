@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion, get_diffusion
-from fm_diffusers.grids import GRIDS, default_parameters
+from fm_diffusers.grids import GRIDS, RESPACINGS, default_parameters
 from fm_diffusers.paths import PATHS, GaussianPath, Linear
 from fm_diffusers.scheduling.clock import Clock
 from fm_diffusers.solvers import SOLVERS, Calibrated, Solver
@@ -24,9 +24,6 @@ INSIDE = 0.01
 
 #: Rows of PATHS and GRIDS whose parameters are keys of the configuration by diffusers' names.
 CONFIGURED = {"discrete", "flow_match", "flow_multistep", "ddim", "euler_discrete", "multistep"}
-
-#: Ways to space noise levels anew, `use_..._sigmas` in a configuration.
-RESPACINGS = ("karras", "exponential", "beta")
 
 
 def make_clock(config: Any) -> Clock:

@@ -11,10 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fm_diffusers.grids import respace, warp
+from fm_diffusers.grids import (
+    RESPACINGS,
+    noise_of_time,
+    on_path,
+    respace,
+    shift_times,
+    time_of_noise,
+)
 from fm_diffusers.paths import Discrete
 from fm_diffusers.scheduling.clock import Clock
-from fm_diffusers.scheduling.parts import RESPACINGS
 
 #: The largest beta/alpha that equal steps in it begin with: that of diffusers' schedulers for a
 #: table without data at its last step, whose own is infinite.
@@ -32,22 +38,6 @@ def is_moved(config: Any) -> bool:
     return bool(c.shift != 1 or c.use_dynamic_shifting or c.shift_terminal or respacing(c))
 
 
-def shifted(clock: Clock, times: Tensor, shift: float, terminal: float | None = None) -> Tensor:
-    """Return the times with their noise levels shifted and stretched; see `warp`.
-
-    The levels are those between the ends of the path, which stay where they are: the linear path
-    goes from 1 to 0, others have a little data in their noise, or noise in their data.
-    """
-    if shift == 1 and not terminal:
-        return times
-    first, last = clock.noise(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    span = first - last
-    share = warp((clock.noise(times) - last) / span, shift, terminal and (terminal - last) / span)
-    # an end is the path's own, not what rounding makes of it
-    moved = torch.where(share == 1, 0.0, clock.time_of_noise(last + share * span))
-    return torch.where(times == 0, times, moved)
-
-
 def moved(config: Any, clock: Clock, times: Tensor, mu: float | None) -> Tensor:
     """Return the times shifted, stretched and spaced as the configuration says.
 
@@ -55,14 +45,16 @@ def moved(config: Any, clock: Clock, times: Tensor, mu: float | None) -> Tensor:
         ValueError: if the shift is dynamic and `mu` does not say it.
     """
     shift = _dynamic_shift(config, mu) if config.use_dynamic_shifting else config.shift
-    times = shifted(clock, times, shift, config.shift_terminal)
+    path = clock.sampling_path
+    if shift != 1 or config.shift_terminal:
+        times = shift_times(path, times, shift, config.shift_terminal)
     kind = respacing(config)
     if kind is None:
         return times
     table = isinstance(clock.path, Discrete)
     first, last = (_ends_of_table if table else _ends_of_grid)(config, clock, times)
     levels = respace(kind, len(times), config.sigma_max or first, config.sigma_min or last)
-    return clock.sampling_path.time(-torch.log(levels)) if table else clock.time_of_noise(levels)
+    return on_path(path, path.time(-torch.log(levels))) if table else time_of_noise(path, levels)
 
 
 def _dynamic_shift(config: Any, mu: float | None) -> float:
@@ -82,7 +74,7 @@ def _dynamic_shift(config: Any, mu: float | None) -> float:
 
 
 def _ends_of_grid(config: Any, clock: Clock, times: Tensor) -> list[float]:
-    return clock.noise(times[[0, -1]]).tolist()
+    return noise_of_time(clock.sampling_path, times[[0, -1]]).tolist()
 
 
 def _ends_of_table(config: Any, clock: Clock, times: Tensor) -> list[float]:

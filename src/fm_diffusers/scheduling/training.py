@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fm_diffusers.grids import shift_times
 from fm_diffusers.paths import Discrete
 from fm_diffusers.scheduling.clock import Clock
-from fm_diffusers.scheduling.shifting import shifted
 
 
 class TrainingTable(NamedTuple):
@@ -34,8 +34,8 @@ def make_training_table(config: Any, clock: Clock) -> TrainingTable:
     """Return the table of a configuration."""
     n, path = config.num_train_timesteps, clock.path
     times = torch.arange(n, dtype=torch.float64) / n
-    if not config.use_dynamic_shifting:
-        times = shifted(clock, times, config.shift)
+    if not config.use_dynamic_shifting and config.shift != 1:
+        times = shift_times(clock.sampling_path, times, config.shift)
     timesteps = clock.to_timestep(times).float()
     if isinstance(path, Discrete):  # also one whose length no sampling could use
         sigmas = (1 / path.alphas_cumprod - 1).sqrt().flip(0)

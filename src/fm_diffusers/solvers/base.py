@@ -28,6 +28,7 @@ all) is taken in full by solvers of order 1 only; see `REACH`.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ from torch import Tensor
 from fm_diffusers.diffusions import Diffusion
 from fm_diffusers.paths import GaussianPath, as_time
 from fm_diffusers.predictions import CANONICAL, check_prediction, conversion, is_defined
+from fm_diffusers.solvers.consistency import check_weights
 
 #: How far in log-SNR a step of order above 1 may overshoot, if it is not itself longer: beyond,
 #: one evaluation cannot follow. The marginals do not depend on the overshoot, and as steps shrink
@@ -164,7 +166,7 @@ class Solver:
     def __post_init__(self) -> None:
         check_prediction(self.prediction)
 
-    @property
+    @cached_property
     def noisy(self) -> bool:
         """Whether an SDE is solved: there is a diffusion, and it does not vanish."""
         return self.diffusion is not None and self.diffusion.acts(self.path)
@@ -176,6 +178,13 @@ class Solver:
     def steps(self, grid: Tensor) -> Iterator[Step]:
         """Yield the steps through a float64 grid of valid times."""
         raise NotImplementedError
+
+    def constant(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the weights of the sample and of a constant slope after steps from `t` to `s`.
+
+        Every plan is checked against them. None: the solver states none.
+        """
+        return None
 
     def exists(self, t: float | Tensor) -> Tensor:
         """Whether the model's prediction is defined at `t` and determines a finite slope."""
@@ -190,26 +199,68 @@ class Solver:
 
         Raises:
             ValueError: if the times are not strictly increasing (or, for an ODE, decreasing), but
-                for a last step that may stand still, or if the model says nothing about the slope
-                at one of them.
+                for a last step that may stand still, if the model says nothing about the slope
+                at one of them, or if the weights are not finite or do not carry a constant slope
+                exactly.
         """
         grid = torch.as_tensor(times, dtype=torch.float64).cpu()
+        self._check_times(grid)
+        for t in grid[:-1][~self.exists(grid[:-1])]:
+            raise ValueError(f"at t = {t.item()} {self._cause(t)}")
+        steps = list(self.steps(grid))
+        check_weights(type(self).__name__, steps, self.constant(grid[:-1], grid[1:]))
+        return _normalised(steps)
+
+    def _cause(self, t: Tensor) -> str:
+        """Return why there is no slope at `t`, and the way out."""
+        if not 0 <= t <= 1:
+            return (
+                "the path does not exist: times go from 0 (noise) to 1 (data); give sigmas or "
+                "timesteps, a shift and ends of the grid that keep them there"
+            )
+        if not 0 <= (time := self.model_time(t)) <= 1:
+            return (
+                "the samples' path has a signal-to-noise ratio that the path of the model never "
+                f"reaches (it would be at its time {time.item()}): set t_min and t_max so that "
+                "every start of a step lies between its first and last ratio"
+            )
+        return (
+            f"a model that predicts {self.prediction!r} does not determine a finite slope for "
+            f"{type(self).__name__} (t = 0 is noise, 1 is data, timestep = num_train_timesteps "
+            "(1 - t)): stay strictly inside, as the default grid does"
+        )
+
+    def _check_times(self, grid: Tensor) -> None:
+        if grid.ndim != 1 or len(grid) < 2:
+            raise ValueError(
+                "times must be at least two, the start of a step and its end; got "
+                f"{grid.tolist()}: give one step or more"
+            )
+        if not grid.isfinite().all():
+            place = int((~grid.isfinite()).nonzero()[0])
+            raise ValueError(
+                f"times must be finite, got {grid[place].item()} at place {place} of {len(grid)}: "
+                "give times from 0 (noise) to 1 (data), and a shift and ends of the grid that "
+                "keep them there"
+            )
         length = grid.diff()
-        ascending = bool((length[:-1] > 0).all() and (length[-1:] >= 0).all())
         descending = bool((length < 0).all())
-        if len(grid) < 2 or not (ascending or (descending and self.diffusion is None)):
+        if descending and self.diffusion is not None:
             raise ValueError(
-                "times must be at least two and strictly increasing from noise (0) to data (1), "
-                f"or strictly decreasing for an ODE; got {grid.tolist()}"
+                "times must be strictly increasing from noise (0) to data (1) for an SDE, which "
+                f"does not run back; got {grid[0].item()} to {grid[-1].item()}: pass "
+                "diffusion=None to run back"
             )
-        for t in grid[:-1][~self.exists(grid[:-1])].tolist():
+        wrong = length <= 0
+        wrong[-1] = length[-1] < 0
+        if not descending and wrong.any():
+            place = int(wrong.nonzero()[0])
             raise ValueError(
-                f"at t = {t} a model that predicts {self.prediction!r} does not determine a "
-                f"finite slope for {type(self).__name__} (t = 0 is noise, 1 is data, timestep "
-                "= num_train_timesteps (1 - t)): stay strictly inside, as the default grid "
-                "does"
+                "times must be strictly increasing from noise (0) to data (1), or strictly "
+                f"decreasing for an ODE; got t = {grid[place].item()} and then "
+                f"{grid[place + 1].item()} at place {place + 1} of {len(grid) - 1}: a grid ends "
+                "after its last start (t_max, shift_terminal) and its starts are distinct"
             )
-        return _normalised(list(self.steps(grid)))
 
     def nodes(self, times: Tensor) -> list[float]:
         """Return the times at which the model is asked on the way through `times`."""

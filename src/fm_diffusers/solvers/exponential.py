@@ -52,6 +52,10 @@ from fm_diffusers.tables import look_up
 _GAUSS = np.polynomial.legendre.leggauss(32)
 _NODES, _GAUSS_WEIGHTS = (torch.from_numpy(_GAUSS[0]) + 1) / 2, torch.from_numpy(_GAUSS[1]) / 2
 
+#: How far back the kernel of the data form is integrated, in log(1 - u): :math:`e^{-40}` is less
+#: than the rounding of float64, and the quadrature resolves that length to rounding.
+KERNEL_LENGTH = 40.0
+
 
 #: Scale c of the interpolation variable arctan(c rho). On networks and exact fields values from 1
 #: to 2.5 serve equally well; in memoryless steps this one suits Gaussian data of deviation 1, a
@@ -165,8 +169,23 @@ class Multistep(Solver):
         factor, rows = self._rows(grid[:-1], landing)
         slopes = torch.stack(self.slope(grid[:-1]), 1).tolist()
         for i, interval in enumerate(pairwise(grid.tolist())):
-            weights = tuple((factor[i].item(), *row[i].tolist()) for row in rows)
+            # no more slopes lie behind than steps
+            weights = tuple((factor[i].item(), *row[i].tolist()) for row in rows[: i + 1])
             yield Step(interval[0], interval, tuple(slopes[i]), weights, landing.std[i].item())
+
+    def constant(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        landing = self.landing(t, s)
+        start, stop = self.path(t), self.path(landing.t)
+        size, size_end = (c.alpha + c.beta for c in (start, stop))
+        if self._form == "velocity":
+            factor, weight = (
+                size_end / size,
+                size_end * (stop.alpha / size_end - start.alpha / size),
+            )
+        else:
+            factor = torch.where(landing.t == t, 1.0, stop.beta / start.beta)
+            weight = stop.alpha - factor * start.alpha
+        return landing.gain * factor, landing.gain * weight
 
     def _rows(self, t: Tensor, landing: Landing) -> tuple[Tensor, list[Tensor]]:
         """Return the weights of the sample, and those of the slopes for each number of past ones.
@@ -178,9 +197,10 @@ class Multistep(Solver):
         size, size_end = (c.alpha + c.beta for c in (self.path(t), self.path(landing.t)))
         log_snr, end = self.path.log_snr(t), landing.log_snr
         factor = landing.gain * (size_end * scale(end)) / (size * scale(log_snr))
+        factor = torch.where(end == log_snr, 1.0, factor)
         places = _history(log_snr, landing.shift, self.solver_order)
         allowed = _finite(VARIABLES[self.variable](places))
-        allowed = torch.where(VARIABLES[self.variable](end).isfinite(), allowed, 1)
+        allowed = torch.where(self._bends(log_snr, end), allowed, 1)
         growth = self._growth(log_snr, end, landing.shift)
         allowed = torch.where(growth > LONGEST, 1, allowed)
         if self.lower_order_final:
@@ -199,6 +219,11 @@ class Multistep(Solver):
             rows.append(row[:, : past + 1])
             before = predicted, count
         return factor, rows
+
+    def _bends(self, start: Tensor, stop: Tensor) -> Tensor:
+        """Whether steps in log-SNR are finite where the rule for their slope measures them."""
+        finite = VARIABLES[self.variable](stop).isfinite()
+        return finite & ((stop - start).isfinite() | (RULES[self.solver_type] != "half_log"))
 
     def _growth(self, log_snr: Tensor, end: Tensor, shift: Tensor) -> Tensor:
         """Return how many times longer every step is than the one before, 1 in log-SNR."""
@@ -222,6 +247,7 @@ class Multistep(Solver):
         places = torch.cat([log_snr[:, None], places], 1)
         found = _finite(VARIABLES[self.variable](places))
         used = torch.minimum(torch.roll(count, 1) + 1, found)
+        used = torch.where(self._bends(start, log_snr), used, 1)
         used[0] = 1
         change = self._weights(start, log_snr, places, used)
         change[:, 1:] -= torch.roll(predicted, 1, 0)
@@ -232,7 +258,7 @@ class Multistep(Solver):
         r"""Return :math:`S \int l_j` over steps in log-SNR, with the first `count` places each."""
         weights = torch.zeros_like(places)
         for p in count.unique().tolist():
-            at = count == p
+            at = (count == p) & (start != stop)
             weights[at, :p] = self._integrals(start[at], stop[at], places[at, :p])
         return weights
 
@@ -247,7 +273,7 @@ class Multistep(Solver):
             measure = (u_end - u) * _GAUSS_WEIGHTS
         else:
             # w = (1 - u_end)/(1 - u) in equal ratios; all of its weight is at the end if u_end = 1
-            ratio = (_log_noise(stop) - _log_noise(start))[:, None]
+            ratio = (_log_noise(stop) - _log_noise(start))[:, None].clamp(min=-KERNEL_LENGTH)
             w = torch.exp(ratio * (1 - _NODES))
             at = torch.where(
                 stop[:, None].isinf(),
@@ -259,11 +285,13 @@ class Multistep(Solver):
 
     def _two_values(self, start: Tensor, stop: Tensor, places: Tensor, rule: str) -> Tensor:
         """Return the weights of two slopes, of which one is at `start`, by a rule of `RULES`."""
+        rate = torch.sigmoid(stop)  # of the integral in log-SNR, at the end
         if self._form == "velocity":
             length = torch.sigmoid(stop) - torch.sigmoid(start)
+            rate = rate * torch.sigmoid(-stop)
         else:
             length = 1 - torch.exp(_log_noise(stop) - _log_noise(start))
-        half = length if rule == "half" else torch.sigmoid(stop) * (stop - start)
+        half = length if rule == "half" else rate * (stop - start)
         starts = places[:, 0] == start  # a predictor; a corrector has its new slope first
         other = torch.where(starts, places[:, 1], places[:, 0])
         variable = VARIABLES[self.variable]
@@ -280,7 +308,8 @@ def _log_noise(log_snr: Tensor) -> Tensor:
 
 
 def _log_snr_of_noise(log_noise: Tensor) -> Tensor:
-    return torch.log(torch.expm1(-log_noise))
+    # beyond, expm1 only adds -1 to what it would overflow at
+    return torch.where(log_noise > -KERNEL_LENGTH, torch.log(torch.expm1(-log_noise)), -log_noise)
 
 
 def _history(log_snr: Tensor, shift: Tensor, count: int) -> Tensor:

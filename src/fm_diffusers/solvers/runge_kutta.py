@@ -112,6 +112,11 @@ class RungeKutta(Solver):
                     last,
                 )
 
+    def constant(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        landing = self.landing(t, s)
+        (size, start), (size_end, stop) = self._frame(t), self._frame(landing.t)
+        return landing.gain * size_end / size, landing.gain * size_end * (stop - start)
+
     def _frame(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scale and the clock at times `t`."""
         if self.clock == "time":

@@ -48,6 +48,9 @@ class EulerMaruyama(Solver):
             u - weight * e for u, e in zip(velocity, self.convert("epsilon", t), strict=True)
         )
 
+    def constant(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return torch.ones_like(t), s - t
+
     def steps(self, grid: Tensor) -> Iterator[Step]:  # noqa: D102
         step = grid[:-1], grid[1:]
         variance, a, b = (values.tolist() for values in self._rates(step[0], step))
