@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fm_diffusers.grids.continuous import _equal_steps
+from fm_diffusers.grids.steps import equal_steps
 from fm_diffusers.paths import GaussianPath
 from fm_diffusers.paths.base import check_positive
 from fm_diffusers.tables import look_up
@@ -147,7 +147,7 @@ def ays(
             f"{np.exp(-log_snrs[-1]):g}, lie outside t = {t_min} to {t_max}: take other ends, or "
             'another grid such as grid="logistic"'
         )
-    return _equal_steps(
+    return equal_steps(
         n,
         path,
         (t_min, t_max),
