@@ -2,12 +2,24 @@
 
 import torch
 
+from fm_diffusers.diffusions import DIFFUSIONS
 from fm_diffusers.fields import GaussianMixture
 from fm_diffusers.solvers import integrate
 
 STD = 0.5
 #: Data N(0, 0.5^2), one component in one dimension.
 GAUSSIAN = GaussianMixture(torch.zeros(1, 1, dtype=torch.float64), STD)
+
+#: Diffusions with a rate sigma_t, and those that say what a whole step does. The K of two of these
+#: does not shrink with the step: they are steps of no SDE.
+RATES = [name for name, diffusion in DIFFUSIONS.items() if diffusion.profile is not None]
+STEPS = [name for name in DIFFUSIONS if name not in RATES]
+NO_SDES = ["cps", "refresh"]
+
+
+def takes(solver, diffusion):
+    """Whether a solver takes a diffusion: those of the SDE itself need a rate."""
+    return diffusion not in STEPS or solver not in ("euler_maruyama", "stochastic_heun")
 
 
 def mixture(seed=0, components=4, dim=3):
