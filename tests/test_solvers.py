@@ -2,7 +2,17 @@ import math
 
 import pytest
 import torch
-from oracles import GAUSSIAN, NO_SDES, gaussian_std, marginal_std, mixture, slope, takes
+from oracles import (
+    GAUSSIAN,
+    NO_SDES,
+    STEPS,
+    gaussian_std,
+    is_tame,
+    marginal_std,
+    mixture,
+    slope,
+    takes,
+)
 
 from fm_diffusers.diffusions import DIFFUSIONS, get_diffusion
 from fm_diffusers.fields import converted
@@ -157,11 +167,12 @@ def test_sde_marginals_are_exact_and_the_bias_falls_with_the_step(name, diffusio
     solver = SOLVERS[name](path, diffusion=get_diffusion(diffusion))
     bias = []
     for n in (50, 250):
-        start = 0.0 if solver.exists(0.0) else path.time(torch.logit(torch.tensor(0.01))).item()
+        start = 0.0 if is_tame(solver) else path.time(torch.logit(torch.tensor(0.01))).item()
         times = torch.linspace(start, 1, n + 1, dtype=torch.float64)
         bias.append(abs(gaussian_std(solver, times) / marginal_std(path, 1.0).item() - 1))
     assert bias[1] < 0.01
-    assert bias[1] < bias[0] / 3 or bias[1] < 1e-3
+    # what is left of steps that do not shrink, or that is past its change of sign
+    assert bias[1] < bias[0] / 3 or bias[1] < (3e-3 if diffusion in STEPS else 1e-3)
 
 
 @pytest.mark.parametrize("diffusion", DIFFUSIONS)
@@ -171,7 +182,7 @@ def test_first_order_sde_solvers_converge(name, diffusion):
         pytest.skip("it needs a rate, or there is no SDE to converge to")
     path = Linear()
     solver = SOLVERS[name](path, diffusion=get_diffusion(diffusion, 0.7))
-    start = 0.0 if solver.exists(0.0) else 0.01
+    start = 0.0 if is_tame(solver) else 0.01
     bias = [
         abs(gaussian_std(solver, torch.linspace(start, 1, n + 1, dtype=torch.float64)) / 0.5 - 1)
         for n in (60, 240)
