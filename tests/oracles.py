@@ -2,12 +2,32 @@
 
 import torch
 
+from fm_diffusers.diffusions import DIFFUSIONS
 from fm_diffusers.fields import GaussianMixture
-from fm_diffusers.solvers import integrate
+from fm_diffusers.solvers import EulerMaruyama, integrate
 
 STD = 0.5
 #: Data N(0, 0.5^2), one component in one dimension.
 GAUSSIAN = GaussianMixture(torch.zeros(1, 1, dtype=torch.float64), STD)
+
+#: Diffusions with a rate sigma_t, and those that say what a whole step does. The K of two of these
+#: does not shrink with the step: they are steps of no SDE.
+RATES = [name for name, diffusion in DIFFUSIONS.items() if diffusion.profile is not None]
+STEPS = [name for name in DIFFUSIONS if name not in RATES]
+NO_SDES = ["cps", "refresh"]
+
+
+def takes(solver, diffusion):
+    """Whether a solver takes a diffusion: those of the SDE itself need a rate."""
+    return diffusion not in STEPS or solver not in ("euler_maruyama", "stochastic_heun")
+
+
+def is_tame(solver):
+    """Whether the drift that a solver follows is finite at pure noise without a rule for it."""
+    if not solver.exists(0.0):
+        return False
+    of_sde = isinstance(solver, EulerMaruyama) and solver.noisy
+    return not of_sde or bool(solver.diffusion.squared(solver.path, 0.0).isfinite())
 
 
 def mixture(seed=0, components=4, dim=3):

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from oracles import RATES, STEPS
 
 from fm_diffusers.diffusions import DIFFUSIONS, Diffusion, get_diffusion, windowed
 from fm_diffusers.paths import PATHS, Discrete, Linear
@@ -31,9 +32,6 @@ SQUARES = {
         * (1 - 10 / (torch.exp((p.beta / p.alpha) ** 0.3) + 10))
     ),
 }
-#: Rows with a rate sigma_t, and rows that say what a whole step does.
-RATES = [name for name, diffusion in DIFFUSIONS.items() if diffusion.profile is not None]
-STEPS = [name for name in DIFFUSIONS if name not in RATES]
 
 
 @pytest.mark.parametrize("path", [make() for make in PATHS.values()], ids=repr)

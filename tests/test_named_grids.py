@@ -75,7 +75,7 @@ def test_comfyuis_beta57_is_ours_rounded_to_its_table(n):
 
 
 def test_what_the_training_shifts_is_shifted_twice_by_comfyui():
-    """Its end is the shifted last level, which is then shifted with all others: say so as `last`."""
+    """Its last level is shifted, and then once more with all others: `last` says so."""
     n, shift = 9, 3.0
     shifted = lambda level: shift * level / (1 + (shift - 1) * level)  # noqa: E731
     theirs = [shifted(level) for level in np.linspace(1, shifted(0.001), n + 1)[:-1]]

@@ -2,7 +2,17 @@ import math
 
 import pytest
 import torch
-from oracles import GAUSSIAN, gaussian_std, marginal_std, mixture, slope
+from oracles import (
+    GAUSSIAN,
+    NO_SDES,
+    STEPS,
+    gaussian_std,
+    is_tame,
+    marginal_std,
+    mixture,
+    slope,
+    takes,
+)
 
 from fm_diffusers.diffusions import DIFFUSIONS, get_diffusion
 from fm_diffusers.fields import converted
@@ -28,6 +38,7 @@ ORDERS = {
     "ddim": 1,
     "adams_bashforth": 2,
     "exponential_multistep": 2,
+    "res_multistep": 2,
     "dpm_solver++": 2,
     "unipc": 2,
     "predictor_corrector": 2,
@@ -39,6 +50,7 @@ ORDERS = {
 MULTISTEP = [
     "adams_bashforth",
     "exponential_multistep",
+    "res_multistep",
     "dpm_solver++",
     "unipc",
     "predictor_corrector",
@@ -46,7 +58,7 @@ MULTISTEP = [
 #: Where the order shows with short steps only.
 LATE = [("dpm_solver++", "variance_preserving")]
 #: Interpolation in log-SNR is of lower order on the intervals where that is infinite.
-LOGARITHMIC = ("dpm_solver++", "unipc")
+LOGARITHMIC = ("res_multistep", "dpm_solver++", "unipc")
 
 
 def grid(name, solver, n, end=1.0):
@@ -127,7 +139,8 @@ def test_ddim_with_noise_is_the_exact_ornstein_uhlenbeck_step(path_name):
         solver = SOLVERS["ddim"](path, "sample", diffusion)
         (step,) = solver.plan(torch.tensor([t, s]).double())
         moved, _ = update(step, (), x, z, noise)
-        k = diffusion.integral(path, *step.interval)
+        left = path.log_snr(1.0) - path.log_snr(step.interval[1])  # until the end of the path
+        k = torch.minimum(diffusion.integral(path, *step.interval), left)
         c = path(step.interval[1])
         expected = c.alpha * z + c.beta * (
             torch.exp(-k) * eps + torch.sqrt(-torch.expm1(-2 * k)) * noise
@@ -146,30 +159,37 @@ def test_a_full_refresh_is_the_data_prediction_noised_afresh():
 @pytest.mark.parametrize("path_name", SMOOTH)
 @pytest.mark.parametrize("diffusion", DIFFUSIONS)
 @pytest.mark.parametrize("name", ["predictor_corrector", "heun", "stochastic_heun"])
+@pytest.mark.filterwarnings("ignore:the diffusion .* asks for steps of K")
 def test_sde_marginals_are_exact_and_the_bias_falls_with_the_step(name, diffusion, path_name):
+    if not takes(name, diffusion):
+        pytest.skip("it needs a rate")
     path = PATHS[path_name]()
     solver = SOLVERS[name](path, diffusion=get_diffusion(diffusion))
     bias = []
     for n in (50, 250):
-        start = 0.0 if solver.exists(0.0) else path.time(torch.logit(torch.tensor(0.01))).item()
+        start = 0.0 if is_tame(solver) else path.time(torch.logit(torch.tensor(0.01))).item()
         times = torch.linspace(start, 1, n + 1, dtype=torch.float64)
         bias.append(abs(gaussian_std(solver, times) / marginal_std(path, 1.0).item() - 1))
     assert bias[1] < 0.01
-    assert bias[1] < bias[0] / 3 or bias[1] < 1e-3
+    # what is left of steps that do not shrink, or that is past its change of sign
+    assert bias[1] < bias[0] / 3 or bias[1] < (3e-3 if diffusion in STEPS else 1e-3)
 
 
 @pytest.mark.parametrize("diffusion", DIFFUSIONS)
 @pytest.mark.parametrize("name", ["ddim", "euler_maruyama"])
 def test_first_order_sde_solvers_converge(name, diffusion):
+    if not takes(name, diffusion) or diffusion in NO_SDES:
+        pytest.skip("it needs a rate, or there is no SDE to converge to")
     path = Linear()
     solver = SOLVERS[name](path, diffusion=get_diffusion(diffusion, 0.7))
-    start = 0.0 if solver.exists(0.0) else 0.01
+    start = 0.0 if is_tame(solver) else 0.01
     bias = [
         abs(gaussian_std(solver, torch.linspace(start, 1, n + 1, dtype=torch.float64)) / 0.5 - 1)
         for n in (60, 240)
     ]
-    # the constant coefficient forgets all noise at the data: order 1/2 for a frozen z
-    assert bias[1] < bias[0] * (0.6 if diffusion == "constant" else 0.3) or bias[1] < 1e-3
+    # these forget all noise at the data: order 1/2 for a frozen z
+    constant = diffusion in ("constant", "dance", "dance_precise")
+    assert bias[1] < bias[0] * (0.6 if constant else 0.3) or bias[1] < 1e-3
 
 
 @pytest.mark.parametrize(

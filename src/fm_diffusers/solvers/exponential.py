@@ -12,7 +12,8 @@ Lagrange polynomials, by Gauss-Legendre quadrature in float64. Form, variable an
 are all that tells the methods apart:
 
 - velocity, the clock :math:`u`: Adams-Bashforth;
-- data, :math:`\log \rho`: DPM-Solver++, UniPC;
+- data, :math:`\log \rho`: DPM-Solver++, UniPC, RES; in :math:`-\log(1 - u)` as k-diffusion and
+  ComfyUI take them on flow models, where :math:`1 - u` is the noise level;
 - velocity, :math:`\arctan c\rho`, which unlike the logarithm is finite and smooth at the noise and
   at the data, so that neither the first nor the last step needs special treatment: our default.
 
@@ -30,9 +31,10 @@ them (the last step in :math:`\log \rho`, a step much longer than the one before
 by itself.
 
 References: Lu et al., "DPM-Solver++", https://arxiv.org/abs/2211.01095; Zhao et al., "UniPC",
-https://arxiv.org/abs/2302.04867; Zhang, Chen, "Fast Sampling of Diffusion Models with Exponential
-Integrator", https://arxiv.org/abs/2204.13902; Hairer, Norsett, Wanner, "Solving Ordinary
-Differential Equations I", section III.1 (Adams methods, PEC).
+https://arxiv.org/abs/2302.04867; Zhang et al., "RES", https://arxiv.org/abs/2308.02157; Zhang,
+Chen, "Fast Sampling of Diffusion Models with Exponential Integrator",
+https://arxiv.org/abs/2204.13902; Hairer, Norsett, Wanner, "Solving Ordinary Differential
+Equations I", section III.1 (Adams methods, PEC).
 """
 
 import math
@@ -71,6 +73,7 @@ def _arctan(log_snr: Tensor) -> Tensor:
 VARIABLES: dict[str, Callable[[Tensor], Tensor]] = {
     "clock": torch.sigmoid,
     "log_snr": lambda log_snr: log_snr,
+    "log_noise": torch.nn.functional.softplus,  # -log(1 - u)
     "arctan": _arctan,
 }
 
@@ -93,7 +96,7 @@ ON_SDES = {"corrector": True, "lower_order_final": False}
 #: and how many times shorter for its slope to correct the one before: a velocity found where
 #: hardly any noise is left says little about a long step before. Our default grids stay well
 #: inside; diffusers' end on a long step (`shift_terminal`, karras) or a very short one
-#: (FlowMatchEuler's). Methods in log-SNR are exempt, as diffusers' own take such steps.
+#: (FlowMatchEuler's). Methods in a logarithm are exempt, as diffusers' own take such steps.
 LONGEST = 3.0
 
 #: How the line through two values is integrated: exactly, or by a rule for its slope that names
@@ -226,8 +229,8 @@ class Multistep(Solver):
         return finite & ((stop - start).isfinite() | (RULES[self.solver_type] != "half_log"))
 
     def _growth(self, log_snr: Tensor, end: Tensor, shift: Tensor) -> Tensor:
-        """Return how many times longer every step is than the one before, 1 in log-SNR."""
-        if self.variable == "log_snr":
+        """Return how many times longer every step is than the one before, 1 in a logarithm."""
+        if self.variable in ("log_snr", "log_noise"):
             return torch.ones_like(end)
         places = _history(log_snr, shift, 2)
         nodes = VARIABLES[self.variable](torch.cat([end[:, None], places], 1))
