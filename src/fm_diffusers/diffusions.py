@@ -129,6 +129,14 @@ def _flow_grpo_integral(path: GaussianPath, t: Tensor, s: Tensor, a: float) -> T
     return _memoryless_integral(path, t, s, a**2 / 2)
 
 
+def _refresh(path: GaussianPath, t: Tensor, c: float) -> Tensor:
+    return torch.full_like(t, math.inf if c else 0.0)
+
+
+def _refresh_integral(path: GaussianPath, t: Tensor, s: Tensor, c: float) -> Tensor:
+    return torch.full_like(t, math.inf if c else 0.0)
+
+
 def _zero_ends(path: GaussianPath, t: Tensor, c: float) -> Tensor:
     return c * path.alpha(t)
 
@@ -146,6 +154,7 @@ DIFFUSIONS: dict[str, Diffusion] = {
     "memoryless": Diffusion(_memoryless, closed_integral=_memoryless_integral),  # 2 c beta D/alpha
     "flow_grpo": Diffusion(_flow_grpo, scale=0.7, closed_integral=_flow_grpo_integral),
     "zero_ends": Diffusion(_zero_ends, power=1),  # 2 c alpha beta
+    "refresh": Diffusion(_refresh, closed_integral=_refresh_integral),  # infinite: all noise anew
 }
 
 
