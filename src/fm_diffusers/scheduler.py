@@ -5,8 +5,8 @@ Time runs as diffusers users expect it: `timesteps` descend from `num_train_time
 `sigmas = 1 - t`; networks that are fed something else have another `time_convention`. The network
 is fed `timesteps`. Its output is what `config.prediction_type` says.
 
-`fm_diffusers.scheduling` makes a plan of the configuration and carries it out, the mathematics is in
-`fm_diffusers.solvers`, and a sampling loop equals `fm_diffusers.solvers.integrate` bit for bit.
+`fm_diffusers.scheduling` makes a plan of the configuration and carries it out, the mathematics is
+in `fm_diffusers.solvers`, and a sampling loop equals `fm_diffusers.solvers.integrate` bit for bit.
 """
 
 import math
@@ -118,6 +118,10 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         *(member.name for member in KarrasDiffusionSchedulers),
         "FlowMatchEulerDiscreteScheduler",
         "FlowMatchHeunDiscreteScheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "LTXEulerAncestralRFScheduler",
+        "RePaintScheduler",
+        "SASolverScheduler",
     ]
 
     @register_to_config
@@ -258,8 +262,12 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
             ValueError: if it is of another scheduler and its family cannot be told, so that which
                 sign its network has would be a guess; `path` and `prediction_type` say it.
         """
-        if isinstance(config, dict):
-            config = translate(config, **kwargs)
+        config = kwargs.pop("pretrained_model_name_or_path", config)
+        if config is not None and not isinstance(config, dict):  # a folder, as diffusers takes it
+            config, kwargs = cls.load_config(config, return_unused_kwargs=True, **kwargs)
+        if config is not None:
+            own = cls._get_init_keys(cls) - {"self"}
+            config = translate(config, own, return_unused_kwargs, **kwargs)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     # --- sampling --------------------------------------------------------------------------------
