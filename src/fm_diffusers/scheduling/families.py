@@ -100,13 +100,13 @@ def _from_theirs(config: Mapping[str, Any], own: set[str], given: Config) -> Con
     name = str(config.get("_class_name") or "")
     defaults = _defaults(config)
     config = defaults | {k: v for k, v in config.items() if not k.startswith("_")}
-    config |= {key: given[key] for key in (HINTS | THEIRS) & set(given)}
     for part, (keys, reason) in REFUSED.items():
         if part in name or keys & {*config, str(config.get("prediction_type"))}:
             raise ValueError(
                 f"a {part} scheduler cannot be replaced: {reason}. If the network was trained for "
                 "another scheduler, pass the configuration of that one"
             )
+    config |= {key: given[key] for key in (HINTS | THEIRS) & set(given)}
     if "Inverse" in name:
         warnings.warn(
             f"{name} goes from data to noise, this scheduler samples from noise to data",
@@ -122,7 +122,10 @@ def _from_theirs(config: Mapping[str, Any], own: set[str], given: Config) -> Con
     settings = SETTINGS if family in (None, "table") else SETTINGS | NO_STOP
     config, read = _released(config, settings, given), _released(read, settings, given)
     _check_settings(read, settings)
-    return config | (_FAMILIES[family](read) if family else {}) | _noise(read)
+    found = _FAMILIES[family](read) if family else {}
+    if "grid" in given:  # their levels began there
+        found.pop("t_min", None)
+    return config | found | _noise(read)
 
 
 def _unknown(name: str, config: Config) -> str:
@@ -257,8 +260,8 @@ def _table(config: Config) -> Config:
     last = "zero" if config.get("set_alpha_to_one", True) or euler else "sigma_min"
     last = config.get("final_sigmas_type") or last
     count = config["num_train_timesteps"]
-    # UnCLIP's configuration names neither betas nor where it stops
-    spacing = "leading" if "beta_start" in config else "linspace"
+    # UnCLIP names neither betas nor where it stops, DPMSolverSinglestep not the latter
+    spacing = "leading" if "beta_start" in config and not multistep else "linspace"
     return {
         "path": "discrete",
         "prediction_type": config.get("prediction_type") or "epsilon",

@@ -8,7 +8,7 @@ Config = dict[str, Any]
 
 #: What goes when a user gives another value for the name and none for these.
 LEFTOVERS: dict[str, dict[str, Any]] = {
-    "path": {"path_kwargs": None},
+    "path": {"path_kwargs": None, "use_flow_sigmas": False},
     "sampling_path": {"sampling_path_kwargs": None},
     "solver": {"solver_kwargs": None},
     "diffusion": {"diffusion_kwargs": None},
@@ -26,6 +26,9 @@ LEFTOVERS: dict[str, dict[str, Any]] = {
     "beta_start": {"trained_betas": None},
     "beta_end": {"trained_betas": None},
 }
+
+#: Those that may rest in a configuration, overruled by what then goes: named, they are meant.
+RESTING = ("shift", "beta_schedule", "beta_start", "beta_end")
 
 #: Keywords with which diffusers loads any component, schedulers among them.
 LOADING = frozenset(
@@ -66,7 +69,8 @@ def warn_of_unknown(config: Config, known: set[str]) -> None:
 def without_leftovers(config: Config, given: Config) -> Config:
     """Return the configuration without what depended on values that the user replaces."""
     for name, rest in LEFTOVERS.items():
-        # a shift that is named is meant, also one that rests in the configuration
-        if name in given and (given[name] != config.get(name) or name == "shift"):
+        if name in given and (given[name] != config.get(name) or name in RESTING):
             config = config | {k: v for k, v in rest.items() if k in config and k not in given}
+    if "shift" in given and "flow_shift" in config:  # the same, for schedulers of theirs
+        config = config | {"flow_shift": given["shift"]}
     return config
