@@ -256,11 +256,14 @@ class GaussianFlowScheduler(Timetable, SchedulerMixin, ConfigMixin):
         """Make a scheduler from any configuration, with `kwargs` in place of what it says.
 
         A configuration of diffusers' own schedulers keeps the path, the prediction, the grid and
-        every value that it had by default; solver and diffusion become ours.
+        every value that it had by default; solver and diffusion become ours, unless a key of it
+        asks for an SDE. A keyword that replaces a value leaves nothing that depended on it.
 
         Raises:
             ValueError: if it is of another scheduler and its family cannot be told, so that which
-                sign its network has would be a guess; `path` and `prediction_type` say it.
+                sign its network has would be a guess; `path` and `prediction_type` say it. If it
+                is of a consistency model or another that cannot be replaced, has a setting that
+                cannot be kept, or a keyword is no argument.
         """
         config = kwargs.pop("pretrained_model_name_or_path", config)
         if config is not None and not isinstance(config, dict):  # a folder, as diffusers takes it
