@@ -5,8 +5,8 @@ Time runs as diffusers users expect it: `timesteps` descend from `num_train_time
 `sigmas = 1 - t`; networks that are fed something else have another `time_convention`. The network
 is fed `timesteps`. Its output is what `config.prediction_type` says.
 
-`fm_diffusers.scheduling` makes a plan of the configuration and carries it out, the mathematics is
-in `fm_diffusers.solvers`, and a sampling loop equals `fm_diffusers.solvers.integrate` bit for bit.
+`fm_diffusers.scheduling` makes a plan of the configuration and carries it out, the mathematics is in
+`fm_diffusers.solvers`, and a sampling loop equals `fm_diffusers.solvers.integrate` bit for bit.
 """
 
 import math
