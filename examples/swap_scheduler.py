@@ -56,9 +56,10 @@ def rows(pipe: DiffusionPipeline, args: SwapArguments) -> Iterator[tuple[str, Di
     before = pipe.scheduler
     yield f"before: {type(before).__name__}", pipe
     for diffusion in args.diffusion:
-        chosen = {} if diffusion == "none" else {"diffusion": diffusion}
         pipe.scheduler = GaussianFlowScheduler.from_config(
-            before.config, solver=args.solver, **chosen
+            before.config,
+            solver=args.solver,
+            diffusion=None if diffusion == "none" else diffusion,
         )
         name = "ODE" if diffusion == "none" else f"SDE, {diffusion}"
         yield f"after: {args.solver}, {name}", pipe

@@ -14,16 +14,18 @@ from fm_diffusers import GaussianFlowScheduler
 UNKNOWN = "cannot be told from .*: pass path and prediction_type"
 TABLE = """CogVideoXDDIM CogVideoXDPM DDIM DDIMInverse DDIMParallel DDPM DDPMParallel DEISMultistep
     DPMSolverMultistep DPMSolverMultistepInverse DPMSolverSinglestep EulerAncestralDiscrete
-    EulerDiscrete HeunDiscrete KDPM2AncestralDiscrete KDPM2Discrete LCM LMSDiscrete PNDM RePaint
-    SASolver TCD UnCLIP UniPCMultistep"""
+    EulerDiscrete HeunDiscrete KDPM2AncestralDiscrete KDPM2Discrete LMSDiscrete PNDM RePaint
+    SASolver UnCLIP UniPCMultistep"""
 #: Every scheduler of diffusers: its family, or what the error says; in memory, and from JSON,
 #: which has the name of the class.
 CLASSES = {
     **dict.fromkeys(TABLE.split(), ("discrete",) * 2),
     **dict.fromkeys(["EDMEuler", "EDMDPMSolverMultistep"], ("cosine",) * 2),
-    **{f"FlowMatch{name}": ("linear",) * 2 for name in ("EulerDiscrete", "HeunDiscrete", "LCM")},
-    "FlowMapEulerDiscrete": ("linear", "maps between two times"),  # in memory FlowMatchHeun
-    "LTXEulerAncestralRF": (UNKNOWN, "linear"),
+    **dict.fromkeys(["FlowMatchEulerDiscrete", "LTXEulerAncestralRF"], ("linear",) * 2),
+    **dict.fromkeys(["LCM", "TCD", "FlowMatchLCM"], ("consistency model",) * 2),
+    # in memory the configurations of these two are equal
+    "FlowMatchHeunDiscrete": (UNKNOWN, "linear"),
+    "FlowMapEulerDiscrete": (UNKNOWN, "maps between two times"),
     "MiniMaxH3": (UNKNOWN, "predicts z - eps"),
     "IPNDM": (UNKNOWN, "none of DDPM's"),
     **dict.fromkeys("Amused BlockRefinement DiscreteDDIM EntropyBound".split(), (UNKNOWN,) * 2),
@@ -43,6 +45,11 @@ REQUIRED = {
     "VQDiffusion": {"num_vec_classes": 4},
     "RFD4Proteina": {"schedule_mode": "log", "noise_mode": "tan", "tsr_k": 1.0, "tsr_sigma": 1.0},
 }
+
+
+def is_replaced(name):
+    """Whether ours takes the place of the scheduler, from its file at least."""
+    return CLASSES.get(name, ("",))[-1] in ("linear", "discrete", "cosine")
 
 
 def test_every_scheduler_of_diffusers_is_in_the_table():
@@ -204,6 +211,44 @@ def test_a_flow_model_of_ours_samples_equally_under_theirs(solver, convert):
     y = sample(theirs, net=timeless, num_inference_steps=20)
     x = sample(ours, net=timeless, **grid)
     assert (x - y).norm() < (1e-2 if solver == "heun" else 1e-5) * y.norm()
+
+
+FLOW_SCHEDULERS = {  # where a network of ours is exact, theirs draws the samples of ours
+    "FlowMatchEulerDiscrete": {"solver": "euler", "grid": "flow_match"},
+    "UniPCMultistep": {"solver": "unipc", "solver_kwargs": {"solver_order": 2}},
+    "DPMSolverMultistep": {"solver": "dpm_solver++", "solver_kwargs": {"solver_order": 2}},
+}
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("name", FLOW_SCHEDULERS)
+def test_a_flow_prediction_says_itself_what_theirs_need_to_know(name, shift, convert):
+    """With the two keys by which their multistep schedulers know a flow, no word is needed."""
+    ours = GaussianFlowScheduler(prediction_type="flow_prediction", shift=shift)
+    ours.register_to_config(use_flow_sigmas=True, flow_shift=shift)
+    theirs = convert(ours, getattr(diffusers, f"{name}Scheduler"))
+    theirs.set_timesteps(20)
+    y = sample(theirs, net=timeless, num_inference_steps=20)
+    same = GaussianFlowScheduler(prediction_type="flow_prediction", **FLOW_SCHEDULERS[name])
+    grid = {"timesteps": [1000 * s for s in theirs.sigmas[:-1].tolist()]}
+    x = sample(same, net=timeless, **grid)
+    assert (x - y).norm() < 1e-5 * y.norm()
+
+
+@pytest.mark.parametrize("name", [n for n in CLASSES if is_replaced(n) and "Inverse" not in n])
+def test_a_velocity_is_refused_by_theirs_that_read_a_prediction_type(name):
+    """The others take its sign for theirs: nothing that they read could tell them."""
+    cls, ours = getattr(diffusers, f"{name}Scheduler"), GaussianFlowScheduler()
+    if "prediction_type" not in cls().config:
+        blind = {"FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "LTXEulerAncestralRF"}
+        assert name in blind | {"RePaint"}
+        return
+    x = torch.zeros(1, 3, 4, 4)
+    with pytest.raises(ValueError, match="velocity|beta_schedule"):  # UnCLIP has one schedule
+        theirs = cls.from_config(ours.config)
+        theirs.set_timesteps(4)
+        t = theirs.timesteps[0]
+        theirs.step(*((x, None, t, None, x) if name == "CogVideoXDPM" else (x, t, x)))
 
 
 def test_a_sign_that_theirs_do_not_know_is_refused_there_and_not_lost(convert):

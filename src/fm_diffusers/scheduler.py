@@ -109,6 +109,10 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         *(member.name for member in KarrasDiffusionSchedulers),
         "FlowMatchEulerDiscreteScheduler",
         "FlowMatchHeunDiscreteScheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "LTXEulerAncestralRFScheduler",
+        "RePaintScheduler",
+        "SASolverScheduler",
     ]
 
     @register_to_config
@@ -173,14 +177,21 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         """Make a scheduler from any configuration, with `kwargs` in place of what it says.
 
         A configuration of diffusers' own schedulers keeps the path, the prediction, the grid and
-        every value that it had by default; solver and diffusion become ours.
+        every value that it had by default; solver and diffusion become ours, unless a key of it
+        asks for an SDE. A keyword that replaces a value leaves nothing that depended on it.
 
         Raises:
             ValueError: if it is of another scheduler and its family cannot be told, so that which
-                sign its network has would be a guess; `path` and `prediction_type` say it.
+                sign its network has would be a guess; `path` and `prediction_type` say it. If it
+                is of a consistency model or another that cannot be replaced, has a setting that
+                cannot be kept, or a keyword is no argument.
         """
-        if isinstance(config, dict):
-            config = translate(config, **kwargs)
+        config = kwargs.pop("pretrained_model_name_or_path", config)
+        if config is not None and not isinstance(config, dict):  # a folder, as diffusers takes it
+            config, kwargs = cls.load_config(config, return_unused_kwargs=True, **kwargs)
+        if config is not None:
+            own = cls._get_init_keys(cls) - {"self"}
+            config = translate(config, own, return_unused_kwargs, **kwargs)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     # --- sampling --------------------------------------------------------------------------------
