@@ -129,7 +129,7 @@ def test_the_ends_of_the_grid_are_words_of_their_own(convert):
 def test_a_calibration_rests_while_another_word_is_said(convert):
     """It names what it holds for, so that it is no leftover; see test_calibration."""
     ours = GaussianFlowScheduler()
-    fitted = {"for": ours.calibrated_for, "steps": {"4": {}}}
+    fitted = {"for": {"grid": None}, "steps": {"4": {}}}
     made = convert(GaussianFlowScheduler(calibration=fitted), grid="uniform")
     assert made.config.calibration == fitted
     assert torch.equal(
