@@ -1,7 +1,7 @@
 """Entries of tables by name, and objects made from them by a JSON configuration."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -16,7 +16,7 @@ def look_up(kind: str, table: dict[str, Any], name: str) -> Any:
     Raises:
         ValueError: if the table has no such name.
     """
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(table)}")
     return table[name]
 
@@ -38,14 +38,35 @@ def make(
         **given: keyword arguments that do not come from the configuration.
 
     Raises:
-        ValueError: if the table has no such name, or the entry no such parameter.
+        ValueError: if the table has no such name, the entry no such parameter, or it cannot be
+            called with these.
     """
     entry = look_up(kind, table, name)
-    signature = inspect.signature(entry)
-    unknown = set(parameters or {}) - (set(signature.parameters) - set(given))
-    if unknown:
-        free = ", ".join(sorted(set(signature.parameters) - set(given))) or "none"
+    if not isinstance(parameters or {}, Mapping):
         raise ValueError(
-            f"{kind}_kwargs {sorted(unknown)} are no parameters of {name!r}; it has: {free}"
+            f"{kind}_kwargs must be a dictionary of parameters of {name!r} by name, got "
+            f"{parameters!r}: {name!r} has {_free(entry, given)}"
         )
-    return entry(**given, **(parameters or {}))
+    unknown = set(parameters or {}) - (_names(entry) - set(given))
+    if unknown:
+        raise ValueError(
+            f"{kind}_kwargs {sorted(map(str, unknown))} are no parameters of {name!r}; it has: "
+            f"{_free(entry, given)}"
+        )
+    try:
+        return entry(**given, **(parameters or {}))
+    except (TypeError, IndexError, AttributeError, OverflowError) as error:
+        raise ValueError(
+            f"{kind} {name!r} cannot be made with {kind}_kwargs={dict(parameters or {})}: {error}; "
+            f"it is called as {name}{inspect.signature(entry)} with "
+            f"{', '.join(sorted(given)) or 'nothing'} given"
+        ) from error
+
+
+def _names(entry: Callable) -> set[str]:
+    return set(inspect.signature(entry).parameters)
+
+
+def _free(entry: Callable, given: dict[str, Any]) -> str:
+    """Return what a configuration may say of an entry, for messages."""
+    return ", ".join(sorted(_names(entry) - set(given))) or "none"

@@ -15,15 +15,11 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from fm_diffusers.paths import GaussianPath
+from fm_diffusers.paths import GaussianPath, snapped
 from fm_diffusers.paths.base import check_finite, check_positive
 
 #: Ways to space noise levels anew, `use_..._sigmas` in a configuration.
 RESPACINGS = ("karras", "exponential", "beta")
-
-#: How far beyond an end of a path rounding may take a time: on paths timed by their noise level
-#: it is some hundred units in the last place of float64.
-ROUNDING = 1e-9
 
 
 def noise_of_time(path: GaussianPath, times: Tensor) -> Tensor:
@@ -46,7 +42,8 @@ def on_path(path: GaussianPath, times: Tensor) -> Tensor:
     Raises:
         ValueError: for one that is no time of the path.
     """
-    off = ~((times >= -ROUNDING) & (times <= 1 + ROUNDING))
+    times = snapped(times)
+    off = ~((times >= 0) & (times <= 1))
     if off.any():
         first, last = noise_of_time(path, times.new_tensor([0.0, 1.0])).tolist()
         raise ValueError(
@@ -55,7 +52,7 @@ def on_path(path: GaussianPath, times: Tensor) -> Tensor:
             f"beta/alpha from {_ratio(first):.6g} to {_ratio(last):.6g}; choose shift, "
             "shift_terminal, sigma_min, sigma_max and sigmas inside"
         )
-    return times.clamp(0, 1)
+    return times
 
 
 def _ratio(level: float) -> float:

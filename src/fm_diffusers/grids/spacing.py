@@ -22,6 +22,9 @@ from fm_diffusers.paths.base import check_finite, check_positive
 #: Where diffusers' schedulers put the timesteps of a table.
 SPACINGS = ("leading", "linspace", "trailing")
 
+#: The grids here, which start where diffusers' schedulers do whatever `t_min` says.
+FIXED_STARTS = ("flow_match", "flow_multistep", "ddim", "euler_discrete", "multistep")
+
 
 def flow_match(
     n: int,

@@ -1,6 +1,13 @@
 """Gaussian paths from noise to data, by name."""
 
-from fm_diffusers.paths.base import Coefficients, GaussianPath, as_time, expand_like
+from fm_diffusers.paths.base import (
+    Coefficients,
+    GaussianPath,
+    as_time,
+    common_times,
+    expand_like,
+    snapped,
+)
 from fm_diffusers.paths.continuous import (
     Cosine,
     Linear,
@@ -36,5 +43,7 @@ __all__ = [
     "VarianceExploding",
     "VariancePreserving",
     "as_time",
+    "common_times",
     "expand_like",
+    "snapped",
 ]

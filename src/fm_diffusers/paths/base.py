@@ -63,6 +63,16 @@ def check_finite(**values: float) -> None:
             raise ValueError(f"{name} must be finite, got {value!r}: give a number")
 
 
+def snapped(t: Tensor) -> Tensor:
+    """Return times, those that lie beyond 0 or 1 by rounding alone at that end.
+
+    A time that was computed keeps half the digits of its dtype on every path. Others are left as
+    they are, for the caller to refuse.
+    """
+    end = t.clamp(0, 1)
+    return torch.where((t - end).abs() <= torch.finfo(t.dtype).eps ** 0.5, end, t)
+
+
 def expand_like(c: Tensor, x: Tensor) -> Tensor:
     """Shape a coefficient of shape `()` or `(batch,)` so that it multiplies `x` sample by sample.
 
@@ -149,3 +159,18 @@ class GaussianPath:
         """
         c = self(t)
         return expand_like(c.alpha, z) * z + expand_like(c.beta, z) * eps
+
+
+def common_times(path: GaussianPath, other: GaussianPath) -> tuple[float, float]:
+    """Return the first and the last time of a path whose signal-to-noise ratio the other has too.
+
+    A network trained on `other` says nothing about samples on `path` before and after.
+
+    Example:
+        >>> from fm_diffusers.paths import Linear, NoiseLevel
+        >>> common_times(Linear(), NoiseLevel(sigma_max=3.0))
+        (0.25, 1.0)
+    """
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    first, last = path.time(other.log_snr(ends)).clamp(0, 1).tolist()
+    return first, last

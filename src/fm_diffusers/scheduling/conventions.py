@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fm_diffusers.paths import GaussianPath
+from fm_diffusers.paths import GaussianPath, snapped
 
 Function = Callable[[GaussianPath, int, Tensor], Tensor]
 
@@ -85,3 +85,25 @@ TIME_CONVENTIONS: dict[str, Convention] = {
         time_of_sigma=_time_of_ratio,
     ),
 }
+
+
+def as_fed(
+    convention: Convention, path: GaussianPath, sampling_path: GaussianPath, n: int, t: Tensor
+) -> Tensor:
+    """Return the times that the float32 timesteps at times `t` stand for.
+
+    Solver and network then agree on where a step starts. Rounding takes no time beyond an end of
+    either path on which it lies.
+
+    Args:
+        convention: what the network is fed, a row of `TIME_CONVENTIONS`.
+        path: the path of the training.
+        sampling_path: the path on which the samples are, whose times `t` are.
+        n: number of training timesteps.
+        t: times in float64, 0 is noise and 1 is data.
+    """
+    same = sampling_path is path
+    own = t if same else snapped(path.time(sampling_path.log_snr(t)))
+    fed = convention.time(path, n, convention.timestep(path, n, own).float().double())
+    fed = torch.where((own >= 0) & (own <= 1), fed.clamp(0, 1), fed)
+    return fed if same else snapped(sampling_path.time(path.log_snr(fed)))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion, windowed
+from fm_diffusers.scheduling.checks import check_fed, check_steps
 from fm_diffusers.scheduling.clock import Clock
 from fm_diffusers.scheduling.parts import calibrated, ends, make_grid, make_solver
 from fm_diffusers.scheduling.plan import Plan, evaluation_times, steps_through
@@ -71,7 +72,9 @@ def make_plan(
     fed = clock.to_timestep(evaluation_times(steps))
     if sigmas is not None and timesteps is not None:
         fed = _between(clock, times, timesteps, evaluation_times(steps))
-    return Plan(clock, solver, steps, times, fed.float(), bounds_of(config), device)
+    plan = Plan(clock, solver, steps, times, fed.float(), bounds_of(config), device)
+    check_fed(plan.fed[plan.start_indices])
+    return plan
 
 
 def _window(solver: Solver, times: Tensor, noisy_steps: Sequence[int]) -> Diffusion:
@@ -110,12 +113,7 @@ def _laid_out(config: Any, clock: Clock, n: int | None, mu: float | None) -> tup
     """Return the solver and where `n` steps start, as calibrated or as the grid says."""
     if (found := calibrated(config, clock, n)) is not None:
         return found[0], found[1][:-1]
-    if not isinstance(n, Integral) or n < 1:
-        raise ValueError(
-            f"num_inference_steps must be an integer of at least 1, got {n}; or give sigmas "
-            "or timesteps"
-        )
-    n, solver = int(n), make_solver(config, clock)
+    n, solver = check_steps(n), make_solver(config, clock)
     grid = make_grid(config, n, ends(config, clock, solver), clock.sampling_path, solver.noisy)
     starts = grid[:-1]
     if clock.model_path is not None and config.grid in ON_TABLES:
@@ -182,7 +180,8 @@ def _between(clock: Clock, times: Tensor, fed: Numbers, nodes: Tensor) -> Tensor
     fed = torch.cat([fed, clock.to_timestep(times[-1:])])
     cell = (torch.searchsorted(times, nodes, right=True) - 1).clamp(0, count - 1)
     share = (nodes - times[cell]) / (times[cell + 1] - times[cell])
-    return torch.lerp(fed[cell], fed[cell + 1], share)
+    # the end may be at an infinite timestep, from which nothing is asked
+    return torch.where(share == 0, fed[cell], torch.lerp(fed[cell], fed[cell + 1], share))
 
 
 def with_end(starts: Tensor, last: float) -> Tensor:

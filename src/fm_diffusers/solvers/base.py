@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion
-from fm_diffusers.paths import GaussianPath, as_time
+from fm_diffusers.paths import GaussianPath, as_time, snapped
 from fm_diffusers.predictions import CANONICAL, check_prediction, conversion, is_defined
 from fm_diffusers.solvers.consistency import check_weights
 
@@ -302,7 +302,9 @@ class Solver:
 
     def model_time(self, t: Tensor) -> Tensor:
         """Return the time at which the model's path has the signal-to-noise ratio of `t`."""
-        return t if self.model_path is None else self.model_path.time(self.path.log_snr(t))
+        if self.model_path is None:
+            return t
+        return snapped(self.model_path.time(self.path.log_snr(t)))
 
     def rescaling(self, t: Tensor) -> Tensor:
         """Return by what a sample is multiplied to lie on the model's path."""
