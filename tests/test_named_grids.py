@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import AysSchedules
 from scipy import stats
 
+from fm_diffusers import GaussianFlowScheduler
 from fm_diffusers.grids import GRIDS
 from fm_diffusers.paths import PATHS, Cosine, Linear
 
@@ -81,6 +83,14 @@ def test_what_the_training_shifts_is_shifted_twice_by_comfyui():
     theirs = [shifted(level) for level in np.linspace(1, shifted(0.001), n + 1)[:-1]]
     u = GRIDS["sgm_uniform"](n, Linear(), last=shifted(0.001))
     np.testing.assert_allclose([shifted(level) for level in 1 - u[:-1].numpy()], theirs)
+
+
+def test_normal_is_the_grid_of_flow_match_euler_and_so_shifted():
+    theirs = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    ours = GaussianFlowScheduler(grid="normal", grid_kwargs={"last": 0.003 / 1.002}, shift=3.0)
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(9)
+    torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=1e-5, atol=1e-6)
 
 
 #: Our tables and diffusers' names of theirs.

@@ -16,9 +16,11 @@ from diffusers import (
 )
 from oracles import NO_SDES, STEPS, gaussian_std, mixture, takes
 
+from fm_diffusers import GaussianFlowScheduler
 from fm_diffusers.diffusions import DIFFUSIONS, get_diffusion, windowed
 from fm_diffusers.paths import PATHS, Linear
 from fm_diffusers.solvers import SOLVERS, integrate, update
+from fm_diffusers.weightings import loss_weight
 
 LEVELS = [1.0, 0.93, 0.7, 0.41, 0.12, 0.03, 0.0]
 
@@ -313,6 +315,15 @@ def test_lms_of_k_diffusion_on_flow_models_is_adams_bashforth():
     torch.testing.assert_close(ours, x, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "method"), [("midpoint", "midpoint"), ("heun", "heun2")])
+def test_methods_of_torchdiffeq(name, method):
+    odeint = pytest.importorskip("torchdiffeq").odeint
+    times, field = torch.linspace(0, 1, 8, dtype=torch.float64), mixture().field(Linear())
+    ours = integrate(SOLVERS[name](Linear()), field, draw(), times)
+    theirs = odeint(lambda t, x: field(x, t), draw(), times, method=method)[-1]
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
 # --- every path, every solver --------------------------------------------------------------------
 
 
@@ -393,3 +404,10 @@ def test_no_window_at_all_is_the_ode():
         never = SOLVERS[name](Linear(), diffusion=windowed(DIFFUSIONS["beta"], []))
         times = torch.linspace(0, 1, 8, dtype=torch.float64)
         assert not never.noisy and never.plan(times) == SOLVERS[name](Linear()).plan(times)
+
+
+def test_what_else_asks_for_a_rate_refuses_rows_without_one():
+    with pytest.raises(ValueError, match="'cps'.* take another solver such as 'ddim'"):
+        GaussianFlowScheduler(solver="euler_maruyama", diffusion="cps")
+    with pytest.raises(ValueError, match="'cps'.* and the weighting 'sde_likelihood' ask for"):
+        loss_weight(Linear(), 0.5, "velocity", "sde_likelihood", diffusion="cps")
