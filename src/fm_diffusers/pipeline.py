@@ -101,14 +101,14 @@ class FlowMatchingPipeline(SavedPipeline):
     @property
     def conditioning(self) -> Conditioning:
         """What turns labels and prompts into the condition that the network is fed."""
-        parts = (self.network, self.config.null_label, self.text_encoder, self.tokenizer)
-        return Conditioning(*parts, self._execution_device)
+        texts = (self.text_encoder, self.tokenizer)
+        return Conditioning(self.network, self.config.null_label, *texts)
 
     @property
     def canvas(self) -> Latents:
         """What turns noise into samples of the network's size, and samples into images."""
         patch = 0 if self.transformer is None else self.transformer.config.patch_size
-        return Latents(self.network, self.vae, patch, self._execution_device)
+        return Latents(self.network, self.vae, patch)
 
     @property
     def network_takes_labels(self) -> bool:
@@ -152,13 +152,14 @@ class FlowMatchingPipeline(SavedPipeline):
 
     def encode_condition(self, asked: Asked) -> Tensor | None:
         """Return the condition of every image, preceded by as many null ones if it is guided."""
-        return self.conditioning.encode(asked)
+        return self.conditioning.encode(asked, self._execution_device)
 
     def encode_labels(
         self, labels: list[int] | None, num_images_per_label: int, batch_size: int, guide: bool
     ) -> Tensor | None:
         """Return the labels of the batch, preceded by as many null labels where it is guided."""
-        return self.conditioning.encode_labels(labels, num_images_per_label, batch_size, guide)
+        counts, device = (num_images_per_label, batch_size), self._execution_device
+        return self.conditioning.encode_labels(labels, *counts, guide, device)
 
     def encode_prompt(
         self,
@@ -174,9 +175,8 @@ class FlowMatchingPipeline(SavedPipeline):
         They are None without guidance; for arguments see `Conditioning.encode_prompt`.
         """
         guide, embeds = do_classifier_free_guidance, (prompt_embeds, negative_prompt_embeds)
-        return self.conditioning.encode_prompt(
-            prompt, num_images_per_prompt, guide, negative_prompt, *embeds
-        )
+        texts = (prompt, num_images_per_prompt, guide, negative_prompt)
+        return self.conditioning.encode_prompt(self._execution_device, *texts, *embeds)
 
     def prepare_latents(
         self,
@@ -187,8 +187,8 @@ class FlowMatchingPipeline(SavedPipeline):
         width: int | None = None,
     ) -> Tensor:
         """Return the samples at the first timestep, in float32 or better: noise, unless given."""
-        size, std = (height, width), self.init_noise_sigma
-        return self.canvas.prepare(batch_size, generator, latents, *size, std)
+        size, start = (height, width), (self.init_noise_sigma, self._execution_device)
+        return self.canvas.prepare(batch_size, generator, latents, *size, *start)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Return images around [-1, 1]: the samples, or what the `vae` makes of them."""

@@ -1,7 +1,7 @@
 """Arguments of a call, checked before anything is computed."""
 
 import inspect
-import math
+import sys
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fm_diffusers.pipelines.outputs import described
+from fm_diffusers.pipelines.outputs import described, shown
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 #: Number of steps of a call that does not say.
@@ -31,7 +31,7 @@ def count(name: str, value: Any) -> int:
         ValueError: batch_size must be an integer of at least 1, got 1.5
     """
     if not is_whole(value):
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        raise ValueError(f"{name} must be an integer of at least 1, got {shown(value)}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
     return int(value)
@@ -40,8 +40,8 @@ def count(name: str, value: Any) -> int:
 def number(name: str, value: Any, way_out: str) -> float:
     """Return a finite number."""
     real = isinstance(value, Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}: {way_out}")
+    if not real or not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{name} must be a finite number, got {shown(value)}: {way_out}")
     return float(value)
 
 
@@ -65,7 +65,7 @@ def texts(name: str, value: Any) -> list[str]:
     """Return one or more texts as a list."""
     value = [value] if isinstance(value, str) else value
     if not isinstance(value, list | tuple) or not all(isinstance(x, str) for x in value):
-        raise ValueError(f"{name} must be a text or a list of texts, got {value!r}")
+        raise ValueError(f"{name} must be a text or a list of texts, got {shown(value)}")
     return [*value]
 
 
@@ -73,7 +73,9 @@ def labels(name: str, value: Any) -> list[Any]:
     """Return one or more labels as a list; what numbers they are is for the network to judge."""
     given = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(k, bool | np.bool_) for k in given):
-        raise ValueError(f"{name} must be integers, got {value!r}: pass the numbers of classes")
+        raise ValueError(
+            f"{name} must be integers, got {shown(value)}: pass the numbers of classes"
+        )
     value = value.tolist() if isinstance(value, Tensor) else value
     try:
         found = np.asarray(value)
@@ -81,7 +83,8 @@ def labels(name: str, value: Any) -> list[Any]:
         found = np.zeros((0, 0))
     if found.ndim > 1:
         raise ValueError(
-            f"{name} must be a label or a flat list of labels, got {value!r}: one for each image"
+            f"{name} must be a label or a flat list of labels, got {shown(value)}: one for each "
+            "image"
         )
     return found.reshape(-1).tolist()
 
@@ -92,7 +95,7 @@ def check_generator(generator: Any, batch_size: int) -> None:
     if not all(isinstance(g, torch.Generator) for g in each):
         raise ValueError(
             "generator must be a torch.Generator or a list of them, one for each image, got "
-            f"{generator!r}: torch.Generator().manual_seed(seed) is one"
+            f"{shown(generator)}: torch.Generator().manual_seed(seed) is one"
         )
     if isinstance(generator, list) and len(generator) != batch_size:
         raise ValueError(
@@ -112,20 +115,21 @@ def steps_of(scheduler: Any, num_inference_steps: Any, timesteps: Any) -> dict[s
         asked = NUM_INFERENCE_STEPS if num_inference_steps is None else num_inference_steps
         if not is_whole(asked) or asked < 1:
             raise ValueError(
-                f"num_inference_steps must be an integer of at least 1, got {asked!r}"
+                f"num_inference_steps must be an integer of at least 1, got {shown(asked)}"
             )
         return {"num_inference_steps": int(asked)}
     given = timesteps.tolist() if isinstance(timesteps, Tensor | np.ndarray) else timesteps
     if not isinstance(given, Sequence) or isinstance(given, str) or not len(given):
         raise ValueError(
-            f"timesteps must be a list of at least one number, got {timesteps!r}: leave them out "
-            "for the scheduler's own"
+            f"timesteps must be a list of at least one number, got {shown(timesteps)}: leave "
+            "them out for the scheduler's own"
         )
     given = [number("each of timesteps", t, "they are where the steps start") for t in given]
-    if num_inference_steps not in (None, len(given)):
+    agrees = is_whole(num_inference_steps) and num_inference_steps == len(given)
+    if num_inference_steps is not None and not agrees:
         raise ValueError(
-            f"num_inference_steps={num_inference_steps!r} contradicts {len(given)} timesteps: "
-            "leave it out"
+            f"num_inference_steps={shown(num_inference_steps)} contradicts {len(given)} "
+            "timesteps: leave it out"
         )
     if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
         raise ValueError(
@@ -138,9 +142,9 @@ def steps_of(scheduler: Any, num_inference_steps: Any, timesteps: Any) -> dict[s
 def check_output(output_type: Any, return_dict: Any) -> None:
     """Raise a `ValueError` for an unknown form of output."""
     if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+        raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {shown(output_type)}")
     if not isinstance(return_dict, bool):
-        raise ValueError(f"return_dict must be True or False, got {return_dict!r}")
+        raise ValueError(f"return_dict must be True or False, got {shown(return_dict)}")
 
 
 def check_callback(callback: Callable | None, tensor_inputs: Any, known: Sequence[str]) -> None:
@@ -148,7 +152,7 @@ def check_callback(callback: Callable | None, tensor_inputs: Any, known: Sequenc
     if callback is not None and not callable(callback):
         raise ValueError(
             "callback_on_step_end must be a function of (pipe, index, timestep, tensors), got "
-            f"{callback!r}"
+            f"{shown(callback)}"
         )
     names = tensor_inputs if isinstance(tensor_inputs, list | tuple) else [tensor_inputs]
     unknown = [name for name in names if name not in known]

@@ -20,14 +20,12 @@ class Conditioning:
         null_label: the label that stands for "no class"; None if there is none.
         text_encoder: turns prompts into states; None without one.
         tokenizer: of the text encoder.
-        device: of the condition.
     """
 
     network: nn.Module
     null_label: int | None
     text_encoder: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase | None
-    device: torch.device
 
     @property
     def takes_labels(self) -> bool:
@@ -108,12 +106,13 @@ class Conditioning:
                 f"{len(asked.negative_prompt)}"
             )
 
-    def encode(self, asked: Asked) -> Tensor | None:
+    def encode(self, asked: Asked, device: torch.device) -> Tensor | None:
         """Return the condition of every image, preceded by as many null ones if it is guided."""
         if self.takes != "text":
-            repeats = asked.num_images_per_label
-            return self.encode_labels(asked.class_labels, repeats, asked.count, asked.guided)
+            counts = (asked.num_images_per_label, asked.count)
+            return self.encode_labels(asked.class_labels, *counts, asked.guided, device)
         embeds, negative = self.encode_prompt(
+            device,
             [""] * asked.count if asked.items is None else asked.prompt,
             asked.num_images_per_prompt,
             asked.guided,
@@ -124,12 +123,17 @@ class Conditioning:
         return embeds if negative is None else torch.cat([negative, embeds])
 
     def encode_labels(
-        self, labels: list[int] | None, num_images_per_label: int, batch_size: int, guide: bool
+        self,
+        labels: list[int] | None,
+        num_images_per_label: int,
+        batch_size: int,
+        guide: bool,
+        device: torch.device,
     ) -> Tensor | None:
         """Return the labels of the batch, preceded by as many null labels where it is guided."""
         if not self.takes_labels:
             return None
-        null = torch.full((batch_size,), self.null_label or 0, device=self.device)
+        null = torch.full((batch_size,), self.null_label or 0, device=device)
         if labels is None:
             return null
         labels = torch.tensor(labels, device=null.device).repeat_interleave(num_images_per_label)
@@ -137,6 +141,7 @@ class Conditioning:
 
     def encode_prompt(
         self,
+        device: torch.device,
         prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         do_classifier_free_guidance: bool = False,
@@ -147,6 +152,7 @@ class Conditioning:
         """Return the states of prompts for each image, and those that guidance starts from.
 
         Args:
+            device: of the states.
             prompt: texts.
             num_images_per_prompt: how often each is repeated.
             do_classifier_free_guidance: whether the second states are wanted; else they are None.
@@ -158,7 +164,6 @@ class Conditioning:
             ValueError: for nothing to encode, states that are not wanted, or two kinds of states
                 that have different shapes.
         """
-        device, dtype = self.device, self.network.dtype
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("give prompt or prompt_embeds, one of them")
         unwanted = not (negative_prompt is None and negative_prompt_embeds is None)
@@ -187,5 +192,8 @@ class Conditioning:
                     "negative_prompt_embeds must have the shape of the prompts' "
                     f"{tuple(embeds.shape)}, got {tuple(negative.shape)}"
                 )
-        both = [x.to(device, dtype).repeat_interleave(num_images_per_prompt, 0) for x in both]
+        both = [
+            x.to(device, self.network.dtype).repeat_interleave(num_images_per_prompt, 0)
+            for x in both
+        ]
         return both[0], both[1] if do_classifier_free_guidance else None

@@ -25,13 +25,11 @@ class Latents:
         vae: the autoencoder of the samples; None where they are pixels.
         patch: side of a transformer's patches, of which a square image has a whole number; 0 where
             any image is taken.
-        device: of the samples.
     """
 
     network: nn.Module
     vae: Any
     patch: int
-    device: torch.device
 
     @property
     def scale_factor(self) -> int:
@@ -54,9 +52,10 @@ class Latents:
         batch_size: int,
         generator: Generators | None,
         latents: Tensor | None,
-        height: int | None = None,
-        width: int | None = None,
-        init_noise_sigma: float | Tensor = 1.0,
+        height: int | None,
+        width: int | None,
+        init_noise_sigma: float | Tensor,
+        device: torch.device,
     ) -> Tensor:
         """Return the samples at the first timestep, in float32 or better: noise, unless given."""
         check_generator(generator, count("batch_size", batch_size))
@@ -78,9 +77,9 @@ class Latents:
                 f"{found[2:]}"
             )
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=self.device)
+            latents = randn_tensor(shape, generator=generator, device=device)
             return latents * init_noise_sigma
-        return latents.to(self.device, torch.promote_types(latents.dtype, torch.float32))
+        return latents.to(device, torch.promote_types(latents.dtype, torch.float32))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images around [-1, 1]: the samples, or what the `vae` makes of them.

@@ -9,6 +9,7 @@ after the loop.
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
@@ -67,6 +68,11 @@ def described(output: Any) -> str:
     return f"a {name}"
 
 
+def shown(value: Any) -> str:
+    """Return an argument as an error shows it: in words where its numbers would fill pages."""
+    return described(value) if isinstance(value, Tensor | np.ndarray) else repr(value)
+
+
 def is_finite(values: Tensor) -> Tensor:
     """Return whether all numbers are finite, as a tensor of one value on their device."""
     return values.isfinite().all()
@@ -80,9 +86,7 @@ def warn_unless_finite(outputs: list[Tensor], timesteps: Tensor, latents: Tensor
         timesteps: of the steps.
         latents: what came out.
     """
-    finite = torch.stack(
-        [*outputs, is_finite(latents)]
-    ).tolist()  # the one time that is waited for
+    finite = torch.stack([*outputs, is_finite(latents)]).tolist()
     if all(finite):
         return
     first = finite.index(False)
