@@ -56,6 +56,11 @@ class FlowMatchingPipeline(SavedPipeline):
         text_encoder: turns prompts into the states that the network attends to.
         tokenizer: of the text encoder.
 
+    Calls may run in several threads at once: each steps a scheduler of its own, and afterwards
+    `scheduler.timesteps` are those of the call that ended last. Give each its own `generator`; the
+    global one and that of `scheduler.set_generator` hand out noise in the order of the threads.
+    Offloading moves components that all calls share: then one call at a time.
+
     Raises:
         ValueError: for components that do not fit together.
 
@@ -177,6 +182,10 @@ class FlowMatchingPipeline(SavedPipeline):
         guide, embeds = do_classifier_free_guidance, (prompt_embeds, negative_prompt_embeds)
         texts = (prompt, num_images_per_prompt, guide, negative_prompt)
         return self.conditioning.encode_prompt(self._execution_device, *texts, *embeds)
+
+    def sample_shape(self, height: int | None, width: int | None) -> tuple[int | None, ...]:
+        """Return channels, height and width of a sample for an image's height and width."""
+        return self.canvas.shape(height, width)
 
     def prepare_latents(
         self,
