@@ -155,5 +155,12 @@ def test_what_cannot_be_compared_is_refused(judge, digits):
         judge(torch.zeros(5, 3, 8, 8))
     with pytest.raises(ValueError, match="3 neighbours need more points, got 3"):
         judge(digits[2][0][:3])
+    images, labels = digits[2][0][:9], digits[2][1][:9]
+    for broken in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="samples must be finite, got NaN or infinite"):
+            judge(images.clone().index_fill_(0, torch.tensor([4]), broken))
+    for wrong in (labels[:1], labels[:8], labels[:, None]):
+        with pytest.raises(ValueError, match="labels must be one for each of the 9 samples, got"):
+            judge(images, wrong)
     with pytest.raises(ValueError, match="one for each of the 4 images, got shape .3,."):
         train_classifier(torch.zeros(4, 1, 8, 8), torch.zeros(3, dtype=torch.long))

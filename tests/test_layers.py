@@ -1,6 +1,8 @@
 """Imports go down the floors only, and nothing below the scheduler knows diffusers."""
 
 import ast
+import importlib
+import pkgutil
 from pathlib import Path
 
 import fm_diffusers
@@ -57,3 +59,15 @@ def test_objects_below_the_scheduler_are_frozen_configuration():
     solver = fm_diffusers.SOLVERS["heun"](path)
     for instance in (path, solver, fm_diffusers.DIFFUSIONS["memoryless"]):
         assert instance.__dataclass_params__.frozen
+
+
+#: Classes that still are made of several of ours.
+MIXED = {"Timetable"}
+
+
+def test_no_class_has_more_than_one_base_of_ours():
+    for module in pkgutil.walk_packages([str(ROOT)], "fm_diffusers."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if isinstance(value, type) and value.__module__ == module.name and name not in MIXED:
+                ours = [base for base in value.__bases__ if base.__module__.startswith("fm_")]
+                assert len(ours) < 2, f"{module.name}.{name}: {ours}"

@@ -202,12 +202,23 @@ class Judge:
             labels: what was asked for, shape `(n,)`; without them there is no accuracy.
 
         Raises:
-            ValueError: if the samples have another shape.
+            ValueError: if the samples have another shape or are not finite, or there is not one
+                label for each.
         """
         if samples.shape[1:] != self.real.shape[1:]:
             raise ValueError(
                 f"samples must have the shape {tuple(self.real.shape[1:])} of the real images, "
                 f"got {tuple(samples.shape[1:])}"
+            )
+        if not samples.isfinite().all():
+            raise ValueError(
+                "samples must be finite, got NaN or infinite numbers: leave those samples out and "
+                "say how many they were"
+            )
+        if labels is not None and labels.shape != samples.shape[:1]:
+            raise ValueError(
+                f"labels must be one for each of the {len(samples)} samples, got shape "
+                f"{tuple(labels.shape)}"
             )
         features = self.classifier.features(samples)
         return {

@@ -12,14 +12,12 @@ Which process is sampled is a matter of the scheduler's configuration::
     sde = pipe(class_labels=[3, 7]).images
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
-    DiffusionPipeline,
     DiTTransformer2DModel,
     ImagePipelineOutput,
     UNet2DConditionModel,
@@ -29,18 +27,19 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fm_diffusers.pipelines.arguments import check_callback, check_output, steps_of
+from fm_diffusers.pipelines.calibrating import field_and_noise
 from fm_diffusers.pipelines.conditioning import Conditioning
 from fm_diffusers.pipelines.conditions import Asked
-from fm_diffusers.pipelines.hub import HubShims
+from fm_diffusers.pipelines.denoising import alone, denoise, predict, visible
+from fm_diffusers.pipelines.hub import SavedPipeline
 from fm_diffusers.pipelines.latents import Latents
-from fm_diffusers.pipelines.lora import LoraLoader
+from fm_diffusers.pipelines.networks import check_components
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.scheduling.transition import Generators
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
-
-class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, Latents, DiffusionPipeline):
+class FlowMatchingPipeline(SavedPipeline):
     r"""Image generation by flow matching: unconditional, by class or by text, in pixels or codes.
 
     Args:
@@ -56,6 +55,11 @@ class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, Latents, Diffusio
         vae: decodes samples, which are codes `(encode(x) - shift_factor) scaling_factor`.
         text_encoder: turns prompts into the states that the network attends to.
         tokenizer: of the text encoder.
+
+    Calls may run in several threads at once: each steps a scheduler of its own, and afterwards
+    `scheduler.timesteps` are those of the call that ended last. Give each its own `generator`; the
+    global one and that of `scheduler.set_generator` hand out noise in the order of the threads.
+    Offloading moves components that all calls share: then one call at a time.
 
     Raises:
         ValueError: for components that do not fit together.
@@ -82,8 +86,6 @@ class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, Latents, Diffusio
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
-        if scheduler is None or (unet is None) == (transformer is None):
-            raise ValueError("a pipeline needs a scheduler, and a unet or a transformer, not both")
         self.register_modules(
             unet=unet,
             transformer=transformer,
@@ -92,8 +94,8 @@ class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, Latents, Diffusio
             text_encoder=text_encoder,
             tokenizer=tokenizer,
         )
-        self.check_components(null_label)
         self.register_to_config(null_label=null_label)
+        check_components(self)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @property
@@ -101,36 +103,111 @@ class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, Latents, Diffusio
         """The `unet` or the `transformer`."""
         return self.transformer if self.unet is None else self.unet
 
+    @property
+    def conditioning(self) -> Conditioning:
+        """What turns labels and prompts into the condition that the network is fed."""
+        texts = (self.text_encoder, self.tokenizer)
+        return Conditioning(self.network, self.config.null_label, *texts)
+
+    @property
+    def canvas(self) -> Latents:
+        """What turns noise into samples of the network's size, and samples into images."""
+        patch = 0 if self.transformer is None else self.transformer.config.patch_size
+        return Latents(self.network, self.vae, patch)
+
+    @property
+    def network_takes_labels(self) -> bool:
+        """Whether the network is called with labels, be it only that for "no class"."""
+        return self.conditioning.takes_labels
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that can be asked for; 0 for networks without."""
+        return self.conditioning.num_classes
+
+    @property
+    def takes(self) -> str:
+        """What the network can be told: `labels`, `text` or `nothing`."""
+        return self.conditioning.takes
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of an image for each of a sample, along a side; 1 without a `vae`."""
+        return self.canvas.scale_factor
+
+    @property
+    def init_noise_sigma(self) -> float | Tensor:
+        """Standard deviation of the noise to start from; 1 for diffusers' flow schedulers."""
+        return getattr(self.scheduler, "init_noise_sigma", 1.0)
+
     def check_inputs(
         self,
         asked: Asked,
         output_type: str = "pil",
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = (),
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+        return_dict: bool = True,
     ) -> None:
         """Raise a `ValueError` for what cannot be sampled, saying why and what to pass."""
-        self.check_conditions(asked)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
-        known = self._callback_tensor_inputs[: 1 + (self.takes == "text")]
-        unknown = set(callback_on_step_end_tensor_inputs) - set(known)
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be among {known}, got {sorted(unknown)}"
-            )
+        check_components(self)
+        self.conditioning.check(asked)
+        check_output(output_type, return_dict)
+        seen = callback_on_step_end_tensor_inputs
+        check_callback(callback_on_step_end, seen, visible(self))
+
+    def encode_condition(self, asked: Asked) -> Tensor | None:
+        """Return the condition of every image, preceded by as many null ones if it is guided."""
+        return self.conditioning.encode(asked, self._execution_device)
+
+    def encode_labels(
+        self, labels: list[int] | None, num_images_per_label: int, batch_size: int, guide: bool
+    ) -> Tensor | None:
+        """Return the labels of the batch, preceded by as many null labels where it is guided."""
+        counts, device = (num_images_per_label, batch_size), self._execution_device
+        return self.conditioning.encode_labels(labels, *counts, guide, device)
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = False,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the states of prompts for each image, and those that guidance starts from.
+
+        They are None without guidance; for arguments see `Conditioning.encode_prompt`.
+        """
+        guide, embeds = do_classifier_free_guidance, (prompt_embeds, negative_prompt_embeds)
+        texts = (prompt, num_images_per_prompt, guide, negative_prompt)
+        return self.conditioning.encode_prompt(self._execution_device, *texts, *embeds)
+
+    def sample_shape(self, height: int | None, width: int | None) -> tuple[int | None, ...]:
+        """Return channels, height and width of a sample for an image's height and width."""
+        return self.canvas.shape(height, width)
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        generator: Generators | None,
+        latents: Tensor | None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Tensor:
+        """Return the samples at the first timestep, in float32 or better: noise, unless given."""
+        size, start = (height, width), (self.init_noise_sigma, self._execution_device)
+        return self.canvas.prepare(batch_size, generator, latents, *size, *start)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Return images around [-1, 1]: the samples, or what the `vae` makes of them."""
+        return self.canvas.decode(latents)
 
     def predict(
         self, latents: Tensor, t: Tensor, condition: Tensor | None, guidance_scale: float
     ) -> Tensor:
         """Return what the network predicts, guided; see `encode_condition` for the condition."""
-        guide = guidance_scale != 1
-        model_input = torch.cat([latents] * 2) if guide else latents
-        if hasattr(self.scheduler, "scale_model_input"):  # diffusers' flow schedulers have none
-            model_input = self.scheduler.scale_model_input(model_input, t)
-        model_input = model_input.to(self.network.dtype)
-        timesteps = t.expand(len(model_input))  # a DiT takes no other
-        output = self.network(model_input, timesteps, condition, return_dict=False)[0]
-        output = output[:, : latents.shape[1]].to(latents.dtype)  # the rest is a learned variance
-        return torch.lerp(*output.chunk(2), guidance_scale) if guide else output
+        return predict(self.network, self.scheduler, latents, t, condition, guidance_scale)
 
     def calibration_field(
         self,
@@ -141,31 +218,9 @@ class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, Latents, Diffusio
     ) -> tuple[Callable[[Tensor, Tensor, slice], Tensor], Tensor]:
         """Return the network as a field of parts of a batch, and standard normal noise.
 
-        Args:
-            num_samples: how much noise is drawn if none is given.
-            generator: of the noise.
-            noise: shape `(n, ...)`.
-            **conditions: arguments of a call, `class_labels` (by default all), `prompt` and their
-                like, taken in turn; `guidance_scale`.
+        For arguments see `field_and_noise`; `conditions` are arguments of a call.
         """
-        if noise is None:
-            noise = self.prepare_latents(num_samples, generator, None) / self.init_noise_sigma
-        else:
-            noise = self.prepare_latents(len(noise), None, noise)
-        if conditions.get("class_labels") is None:
-            conditions["class_labels"] = list(range(self.num_classes)) or None
-        asked = Asked(**conditions).cycled(len(noise))
-        self.check_inputs(asked)
-        with torch.no_grad():
-            condition = self.encode_condition(asked)
-        each = None if condition is None else condition.unflatten(0, (-1, len(noise)))
-
-        def field(x: Tensor, t: Tensor, part: slice) -> Tensor:
-            timestep = self.scheduler.to_timestep(t).to(x.device, torch.float32)
-            of_part = None if each is None else each[:, part].flatten(0, 1)
-            return self.predict(x, timestep, of_part, asked.guidance_scale)
-
-        return field, noise
+        return field_and_noise(self, num_samples, generator, noise, conditions)
 
     @torch.no_grad()
     def __call__(
@@ -173,14 +228,14 @@ class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, Latents, Diffusio
         class_labels: int | list[int] | Tensor | None = None,
         num_images_per_label: int = 1,
         batch_size: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
         guidance_scale: float = 1.0,
         generator: Generators | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
         prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -197,7 +252,7 @@ class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, Latents, Diffusio
                 network without a class.
             num_images_per_label: number of images of each label, next to each other.
             batch_size: number of images where there are no labels and no prompts; by default 1.
-            num_inference_steps: number of steps from noise to data.
+            num_inference_steps: number of steps from noise to data, by default 50.
             timesteps: where the steps start instead, descending from `num_train_timesteps`.
             guidance_scale: w of `uncond + w (cond - uncond)`; 1 is no guidance.
             generator: of all noise, that of an SDE included; or a list, one for each image, which
@@ -207,7 +262,8 @@ class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, Latents, Diffusio
                 samples themselves.
             return_dict: whether to return an `ImagePipelineOutput` or a tuple.
             callback_on_step_end: called as `(pipe, index, timestep, tensors)` after every step;
-                may return a dictionary with new tensors.
+                may return a dictionary with new tensors. Its `pipe` is that of the call, with the
+                components of this one and a scheduler at the call's place.
             callback_on_step_end_tensor_inputs: its tensors: `latents`, and `prompt_embeds`, which
                 a guided call precedes with the negative ones.
             prompt: a text or a list of texts, for a network that takes text; None draws with the
@@ -224,7 +280,8 @@ class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, Latents, Diffusio
             The images.
 
         Raises:
-            ValueError: for conditions, sizes or options that the network cannot serve.
+            ValueError: for conditions, sizes or options that the network cannot serve, and for
+                components that return something else than they should.
         """
         asked = Asked(
             class_labels=class_labels,
@@ -237,26 +294,15 @@ class FlowMatchingPipeline(HubShims, LoraLoader, Conditioning, Latents, Diffusio
             negative_prompt_embeds=negative_prompt_embeds,
             guidance_scale=guidance_scale,
         )
-        self.check_inputs(asked, output_type, callback_on_step_end_tensor_inputs)
+        callback, seen = callback_on_step_end, callback_on_step_end_tensor_inputs
+        self.check_inputs(asked, output_type, seen, callback, return_dict)
+        steps = steps_of(self.scheduler, num_inference_steps, timesteps)
         condition = self.encode_condition(asked)
-        grid = {"timesteps": timesteps} if timesteps is not None else {}
-        steps = None if timesteps is not None else num_inference_steps
-        self.scheduler.set_timesteps(steps, device=self._execution_device, **grid)
-        latents = self.prepare_latents(asked.count, generator, latents, height, width)
-
-        takes_noise = "generator" in inspect.signature(self.scheduler.step).parameters
-        noise = {"generator": generator} if takes_noise else {}
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress_bar:
-            for i, t in enumerate(self.scheduler.timesteps):
-                output = self.predict(latents, t, condition, guidance_scale)
-                latents = self.scheduler.step(output, t, latents, return_dict=False, **noise)[0]
-                if callback_on_step_end is not None:
-                    tensors = {"latents": latents, "prompt_embeds": condition}
-                    shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    tensors |= callback_on_step_end(self, i, t, shown)
-                    latents, condition = tensors["latents"], tensors["prompt_embeds"]
-                progress_bar.update()
-
+        with alone(self) as own:
+            own.scheduler.set_timesteps(**steps, device=self._execution_device)
+            latents = own.prepare_latents(asked.count, generator, latents, height, width)
+            guided = (condition, asked.guidance_scale)
+            latents = denoise(own, latents, *guided, generator, callback, seen)
         images = latents if output_type == "latent" else self.decode_latents(latents)
         images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()

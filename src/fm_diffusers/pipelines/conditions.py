@@ -11,84 +11,19 @@ empty prompt. Training shows it now and then, and classifier-free guidance leads
 Reference: Ho, Salimans, "Classifier-Free Diffusion Guidance", https://arxiv.org/abs/2207.12598.
 """
 
-import inspect
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from threading import Lock
 
-import numpy as np
 import torch
-from diffusers.utils.torch_utils import unwrap_module
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
 
+from fm_diffusers.pipelines import arguments
+from fm_diffusers.pipelines.outputs import taken
 
-class Takes(NamedTuple):
-    """What a network can be told: in words, by which arguments, and what guidance needs."""
-
-    words: str
-    way_out: str
-    arguments: tuple[str, ...]
-    guidance: str = "class_labels and a network trained with a null label"
-
-
-#: Kinds of networks.
-TAKES = {
-    "labels": Takes(
-        "takes class labels", "pass class_labels", ("class_labels", "num_images_per_label")
-    ),
-    "text": Takes(
-        "takes text",
-        "pass prompt or prompt_embeds",
-        (
-            "prompt",
-            "num_images_per_prompt",
-            "prompt_embeds",
-            "negative_prompt",
-            "negative_prompt_embeds",
-        ),
-        "a prompt, and a text_encoder or negative_prompt_embeds",
-    ),
-    "nothing": Takes("is unconditional", "drop them", ()),
-}
-#: How a configuration counts class labels, and how many rows more the embedding has.
-LABEL_COUNTS = {"num_class_embeds": 0, "num_embeds_ada_norm": 1}
 NO_LENGTH = 10**9  # transformers writes 1e30 where a tokenizer has no greatest length
-
-
-def label_rows(network: nn.Module) -> int:
-    """Return the number of labels that a network knows, "no class" included; 0 for none.
-
-    Example:
-        >>> from diffusers import DiTTransformer2DModel
-        >>> sizes = {"num_attention_heads": 1, "attention_head_dim": 4, "num_layers": 1}
-        >>> label_rows(DiTTransformer2DModel(**sizes, num_embeds_ada_norm=10))
-        11
-    """
-    counts = [(network.config.get(key), more) for key, more in LABEL_COUNTS.items()]
-    return next((count + more for count, more in counts if count is not None), 0)
-
-
-def text_width(network: nn.Module) -> int | None:
-    """Return the width of the states that a network attends to; None if it takes no text."""
-    width = network.config.get("encoder_hid_dim") or network.config.get("cross_attention_dim")
-    return width[0] if isinstance(width, list | tuple) else width
-
-
-def check_network(network: nn.Module) -> None:
-    """Raise a `ValueError` for a network that is called otherwise than ours."""
-    arguments = [*inspect.signature(unwrap_module(network).forward).parameters]
-    if arguments[1:2] != ["timestep"]:
-        raise ValueError(
-            "the network must be called as (sample, timestep, class_labels or "
-            f"encoder_hidden_states), but {type(network).__name__} is as {tuple(arguments[:3])}: "
-            "wrap it in a module that reorders them"
-        )
-    channels = network.config.in_channels
-    if network.config.get("out_channels") not in (None, channels, 2 * channels):
-        raise ValueError(
-            f"the network must return its in_channels={channels} channels, or twice as many of "
-            f"which the second half is a variance, got out_channels={network.config.out_channels}"
-        )
+_TOKENIZING = Lock()  # tokenizers write their padding down in themselves
 
 
 def encode_text(
@@ -110,7 +45,8 @@ def encode_text(
         device: of the tokens; by default the encoder's.
 
     Raises:
-        ValueError: for texts that are too long, or a tokenizer without a length.
+        ValueError: for texts that are too long, a tokenizer without a length, or an encoder that
+            returns something else.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -131,7 +67,8 @@ def encode_text(
             "the tokenizer must say how many states a text has, but has no model_max_length: set "
             "tokenizer.model_max_length, 77 for example, before training"
         )
-    tokens = tokenizer(texts, padding="max_length", max_length=length).input_ids
+    with _TOKENIZING:
+        tokens = tokenizer(texts, padding="max_length", max_length=length).input_ids
     for text, row in zip(texts, tokens, strict=True):
         if len(row) > length:
             raise ValueError(
@@ -139,15 +76,38 @@ def encode_text(
                 f"{len(row)}: shorten {text!r}"
             )
     ids = torch.tensor(tokens, device=device or text_encoder.device)
-    return text_encoder(input_ids=ids).last_hidden_state
+    output = text_encoder(input_ids=ids)
+    states = output.get("last_hidden_state") if isinstance(output, ModelOutput) else output
+    shape = (len(texts), length, text_encoder.config.hidden_size)
+    states = taken(states, "text_encoder", (shape,), "a state for every token of every text")
+    if not states.isfinite().all():
+        raise ValueError(
+            "the text_encoder's states must be finite, got NaN or infinite numbers for "
+            f"{texts[:1]}: check its weights; half precision may overflow where torch.float32 "
+            "and torch.bfloat16 do not"
+        )
+    return states
 
 
-@dataclass
+REPEATS = ("num_images_per_label", "num_images_per_prompt")
+#: Arguments that may be None, and what takes the others.
+OPTIONAL = {
+    "class_labels": arguments.labels,
+    "batch_size": arguments.count,
+    "prompt": arguments.texts,
+    "negative_prompt": arguments.texts,
+    "prompt_embeds": arguments.states,
+    "negative_prompt_embeds": arguments.states,
+}
+
+
+@dataclass(frozen=True)
 class Asked:
     """The images that a call asks for, by arguments of the pipeline with the same names.
 
     Raises:
-        ValueError: for prompts that are no texts.
+        ValueError: for values of the wrong kind: labels that are no flat list, prompts that are no
+            texts, states that are no finite tensor, counts below 1, a guidance that is no number.
 
     Example:
         >>> asked = Asked(prompt=["a cat", "a dog"], num_images_per_prompt=3)
@@ -168,17 +128,15 @@ class Asked:
     guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        labels = self.class_labels
-        if labels is not None:
-            labels = labels.tolist() if isinstance(labels, Tensor) else labels
-            self.class_labels = np.asarray(labels).reshape(-1).tolist()
-        for name in ("prompt", "negative_prompt"):
-            texts = getattr(self, name)
-            texts = [texts] if isinstance(texts, str) else texts
-            of_texts = isinstance(texts, list | tuple) and all(isinstance(x, str) for x in texts)
-            if texts is not None and not of_texts:
-                raise ValueError(f"{name} must be a text or a list of texts, got {texts!r}")
-            setattr(self, name, texts)
+        kept = {name: arguments.count(name, getattr(self, name)) for name in REPEATS}
+        for name, take in OPTIONAL.items():
+            if (value := getattr(self, name)) is not None:
+                kept[name] = take(name, value)
+        kept["guidance_scale"] = arguments.number(
+            "guidance_scale", self.guidance_scale, "1 is no guidance"
+        )
+        for name, value in kept.items():
+            object.__setattr__(self, name, value)
 
     @property
     def used(self) -> list[str]:

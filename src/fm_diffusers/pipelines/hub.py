@@ -1,4 +1,4 @@
-"""A pipeline on the Hub: `push_to_hub`, then `from_pretrained` in another process.
+"""A pipeline that is saved: in folders and on the Hub, `push_to_hub` and `from_pretrained`.
 
 diffusers takes a component of a foreign package only from a file of the repository, and runs that
 file only with `trust_remote_code=True`. So a saved pipeline names two files of two lines, which
@@ -10,7 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import file_exists
+
+from fm_diffusers.pipelines.lora import LoraLoader
 
 PIPELINE_FILE, SCHEDULER_FILE = "pipeline_flow_matching", "scheduling_gaussian_flow"
 SCHEDULER_MODULE = "fm_diffusers.scheduler"
@@ -39,23 +42,65 @@ def write_shim(file: Path, module: str, name: str) -> None:
     file.write_text(SHIM.format(package=module.split(".")[0], module=module, name=name))
 
 
-class HubShims:
-    """Saving and loading for the Hub, to stand before `DiffusionPipeline` among the bases."""
+#: Files that tell what a folder without a saved pipeline is, and the way from there.
+OTHER_FOLDERS = {
+    "pytorch_lora_weights.safetensors": "it holds adapters: load_lora_weights takes them into "
+    "the pipeline that they were trained for",
+    "scheduler_config.json": "it is the scheduler of one: pass the folder above",
+    "config.json": "it is one model of one: pass the folder above",
+    "tokenizer_config.json": "it is the tokenizer of one: pass the folder above",
+}
+
+
+def why_not_saved(folder: Path) -> str:
+    """Return what a folder without a saved pipeline is instead, and what to pass."""
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    indices = [*folder.glob("*/model_index.json")] or [*folder.glob("*/*/model_index.json")]
+    below = [str(path.parent) for path in sorted(indices)]
+    states = [path.name for path in (*inside, folder) if path.name.startswith("checkpoint-")]
+    if not inside:
+        return "it is empty: a training writes its pipeline at the end"
+    if below:
+        return f"but {', '.join(below[:5])} below it {'are' if below[1:] else 'is'}: pass that"
+    if Path(folder.parent, "model_index.json").is_file():
+        return f"but {folder.parent} above it is: pass that"
+    if states:
+        return (
+            f"{states[0]} is the state of a training that has not ended: go on with it by "
+            "--resume_from_checkpoint latest, the pipeline is written at the end"
+        )
+    return next(
+        (reason for name, reason in OTHER_FOLDERS.items() if Path(folder, name).is_file()),
+        "it has no model_index.json: pass the folder that save_pretrained wrote (the "
+        "--output_dir of a training), or a Hub id",
+    )
+
+
+class SavedPipeline(LoraLoader, DiffusionPipeline):
+    """A pipeline of diffusers that is saved, loaded and given adapters as ours are."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """Load a pipeline from a folder or from the Hub; arguments are those of diffusers.
 
         Raises:
-            ValueError: for a folder that does not exist or is not a saved pipeline.
+            ValueError: for a folder that does not exist or is not a saved pipeline; it says what
+                the folder is instead.
         """
+        if not isinstance(pretrained_model_name_or_path, str | Path):
+            raise ValueError(
+                "pretrained_model_name_or_path must be a folder or a Hub id `user/name`, got "
+                f"{pretrained_model_name_or_path!r}"
+            )
         name = str(pretrained_model_name_or_path)
         folder = Path(name)
-        if folder.is_dir() and not Path(folder, "model_index.json").is_file():
+        if folder.is_file():
             raise ValueError(
-                f"{name!r} is not a saved pipeline, it has no model_index.json: pass the folder "
-                "that save_pretrained wrote (the --output_dir of a training), or a Hub id"
+                f"{name!r} is a file: pass the folder that save_pretrained wrote, it holds a "
+                "model_index.json"
             )
+        if folder.is_dir() and not Path(folder, "model_index.json").is_file():
+            raise ValueError(f"{name!r} is not a saved pipeline, {why_not_saved(folder)}")
         if not folder.exists() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
             raise ValueError(
                 f"there is no folder {name!r}: pass the folder that save_pretrained wrote, or a "

@@ -1,62 +1,67 @@
 r"""From noise to images around the loop: the shape of samples, their noise, their decoding.
 
-The part of `FlowMatchingPipeline` that knows the size of its network and its `vae`.
+Samples are pixels in [-1, 1], or with a `vae` codes `(encode(x) - shift_factor) scaling_factor`.
 """
 
+import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 
+from fm_diffusers.pipelines.arguments import check_generator, count, finite_tensor, is_whole
+from fm_diffusers.pipelines.outputs import is_finite, taken
 from fm_diffusers.scheduling.transition import Generators
 
 
+@dataclass(frozen=True)
 class Latents:
-    """Samples of a pipeline with a `network`, a `scheduler` and perhaps a `vae`."""
+    """What knows the shape of a network's samples and turns noise into them, them into images.
 
-    network: Any
-    scheduler: Any
+    Args:
+        network: the network.
+        vae: the autoencoder of the samples; None where they are pixels.
+        patch: side of a transformer's patches, of which a square image has a whole number; 0 where
+            any image is taken.
+    """
+
+    network: nn.Module
     vae: Any
-    transformer: Any
-    _execution_device: torch.device
+    patch: int
 
     @property
-    def vae_scale_factor(self) -> int:
+    def scale_factor(self) -> int:
         """Pixels of an image for each of a sample, along a side; 1 without a `vae`."""
         return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    @property
-    def init_noise_sigma(self) -> float | Tensor:
-        """Standard deviation of the noise to start from; 1 for diffusers' flow schedulers."""
-        return getattr(self.scheduler, "init_noise_sigma", 1.0)
-
-    def sample_shape(self, height: int | None, width: int | None) -> tuple[int | None, ...]:
+    def shape(self, height: int | None, width: int | None) -> tuple[int | None, ...]:
         """Return channels, height and width of a sample for an image's height and width."""
-        size, factor = self.network.config.sample_size, self.vae_scale_factor
+        size, factor = self.network.config.get("sample_size"), self.scale_factor
         default = (size, size) if isinstance(size, int) else size or (None, None)
         for name, side in (("height", height), ("width", width)):
-            if side is not None and (side < 1 or side % factor):
-                raise ValueError(f"{name} must be a multiple of {factor} pixels, got {side}")
+            if side is not None and (not is_whole(side) or side < 1 or side % factor):
+                raise ValueError(f"{name} must be a multiple of {factor} pixels, got {side!r}")
         height = default[0] if height is None else height // factor
         width = default[1] if width is None else width // factor
         return self.network.config.in_channels, height, width
 
-    def prepare_latents(
+    def prepare(
         self,
         batch_size: int,
         generator: Generators | None,
         latents: Tensor | None,
-        height: int | None = None,
-        width: int | None = None,
+        height: int | None,
+        width: int | None,
+        init_noise_sigma: float | Tensor,
+        device: torch.device,
     ) -> Tensor:
         """Return the samples at the first timestep, in float32 or better: noise, unless given."""
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(
-                f"a list of generators must have one for each of the {batch_size} images, "
-                f"got {len(generator)}"
-            )
-        shape = (batch_size, *self.sample_shape(height, width))
+        check_generator(generator, count("batch_size", batch_size))
+        shape = (batch_size, *self.shape(height, width))
+        if latents is not None:
+            latents = finite_tensor("latents", latents, "they are the samples to start from")
         found = shape if latents is None else tuple(latents.shape)
         fixed = 2 if (height, width) == (None, None) else 4
         if len(found) != 4 or found[:fixed] != shape[:fixed]:
@@ -66,22 +71,37 @@ class Latents:
             )
         if None in found:
             raise ValueError("the network has no sample_size: pass height and width, or latents")
-        patch = 0 if self.transformer is None else self.transformer.config.patch_size
-        if patch and (found[2] != found[3] or found[2] % patch):
+        if self.patch and (found[2] != found[3] or found[2] % self.patch):
             raise ValueError(
-                f"a transformer takes square images, samples of a multiple of {patch}: got "
+                f"a transformer takes square images, samples of a multiple of {self.patch}: got "
                 f"{found[2:]}"
             )
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=self._execution_device)
-            return latents * self.init_noise_sigma
-        dtype = torch.promote_types(latents.dtype, torch.float32)
-        return latents.to(self._execution_device, dtype)
+            latents = randn_tensor(shape, generator=generator, device=device)
+            return latents * init_noise_sigma
+        return latents.to(device, torch.promote_types(latents.dtype, torch.float32))
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Return images around [-1, 1]: the samples, or what the `vae` makes of them."""
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images around [-1, 1]: the samples, or what the `vae` makes of them.
+
+        Warns if samples are finite and their images are not.
+        """
         if self.vae is None:
             return latents
-        codes = latents / self.vae.config.scaling_factor
-        codes = codes + (self.vae.config.get("shift_factor") or 0)
-        return self.vae.decode(codes.to(self.vae.dtype), return_dict=False)[0].to(latents.dtype)
+        config, factor = self.vae.config, self.scale_factor
+        codes = latents / config.scaling_factor + (config.get("shift_factor") or 0)
+        output = self.vae.decode(codes.to(self.vae.dtype), return_dict=False)
+        height, width = latents.shape[2:]
+        channels = config.get("out_channels", 3)
+        shape = (len(latents), channels, height * factor, width * factor)
+        way_out = f"an image of {channels} channels for every sample, {factor} times its size"
+        images = taken(output, "vae", (shape,), way_out).to(latents.dtype)
+        if is_finite(latents) & ~is_finite(images):
+            warnings.warn(
+                "the samples are finite, but the images that the vae makes of them are not (NaN "
+                f"or infinite) in {self.vae.dtype}: half precision may overflow where "
+                "torch.float32 and torch.bfloat16 do not, pipe.vae.to(torch.float32)",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        return images

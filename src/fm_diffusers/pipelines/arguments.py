@@ -1,0 +1,163 @@
+"""Arguments of a call, checked before anything is computed."""
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fm_diffusers.pipelines.outputs import described, shown
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+#: Number of steps of a call that does not say.
+NUM_INFERENCE_STEPS = 50
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether something is an integer; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def count(name: str, value: Any) -> int:
+    """Return an integer of at least 1.
+
+    Example:
+        >>> count("batch_size", 1.5)
+        Traceback (most recent call last):
+        ValueError: batch_size must be an integer of at least 1, got 1.5
+    """
+    if not is_whole(value):
+        raise ValueError(f"{name} must be an integer of at least 1, got {shown(value)}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
+
+
+def number(name: str, value: Any, way_out: str) -> float:
+    """Return a finite number."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not real or not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{name} must be a finite number, got {shown(value)}: {way_out}")
+    return float(value)
+
+
+def finite_tensor(name: str, value: Any, way_out: str) -> Tensor:
+    """Return a tensor of finite floating-point numbers."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise ValueError(
+            f"{name} must be a tensor of floating-point numbers, got {described(value)}: {way_out}"
+        )
+    if not value.isfinite().all():
+        raise ValueError(f"{name} must be finite, got NaN or infinite numbers: {way_out}")
+    return value
+
+
+def states(name: str, value: Any) -> Tensor:
+    """Return the states of texts."""
+    return finite_tensor(name, value, "they are what encode_prompt returns")
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """Return one or more texts as a list."""
+    value = [value] if isinstance(value, str) else value
+    if not isinstance(value, list | tuple) or not all(isinstance(x, str) for x in value):
+        raise ValueError(f"{name} must be a text or a list of texts, got {shown(value)}")
+    return [*value]
+
+
+def labels(name: str, value: Any) -> list[Any]:
+    """Return one or more labels as a list; what numbers they are is for the network to judge."""
+    given = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(k, bool | np.bool_) for k in given):
+        raise ValueError(
+            f"{name} must be integers, got {shown(value)}: pass the numbers of classes"
+        )
+    value = value.tolist() if isinstance(value, Tensor) else value
+    try:
+        found = np.asarray(value)
+    except ValueError:  # lists of unequal length
+        found = np.zeros((0, 0))
+    if found.ndim > 1:
+        raise ValueError(
+            f"{name} must be a label or a flat list of labels, got {shown(value)}: one for each "
+            "image"
+        )
+    return found.reshape(-1).tolist()
+
+
+def check_generator(generator: Any, batch_size: int) -> None:
+    """Raise a `ValueError` for what is no generator, or not one for each image."""
+    each = generator if isinstance(generator, list) else [generator] * (generator is not None)
+    if not all(isinstance(g, torch.Generator) for g in each):
+        raise ValueError(
+            "generator must be a torch.Generator or a list of them, one for each image, got "
+            f"{shown(generator)}: torch.Generator().manual_seed(seed) is one"
+        )
+    if isinstance(generator, list) and len(generator) != batch_size:
+        raise ValueError(
+            f"a list of generators must have one for each of the {batch_size} images, "
+            f"got {len(generator)}"
+        )
+
+
+def steps_of(scheduler: Any, num_inference_steps: Any, timesteps: Any) -> dict[str, Any]:
+    """Return what a scheduler's `set_timesteps` is told: a number of steps or where they start.
+
+    Raises:
+        ValueError: for neither a count nor a list of numbers, for two that contradict each other,
+            or timesteps for a scheduler that takes none.
+    """
+    if timesteps is None:
+        asked = NUM_INFERENCE_STEPS if num_inference_steps is None else num_inference_steps
+        if not is_whole(asked) or asked < 1:
+            raise ValueError(
+                f"num_inference_steps must be an integer of at least 1, got {shown(asked)}"
+            )
+        return {"num_inference_steps": int(asked)}
+    given = timesteps.tolist() if isinstance(timesteps, Tensor | np.ndarray) else timesteps
+    if not isinstance(given, Sequence) or isinstance(given, str) or not len(given):
+        raise ValueError(
+            f"timesteps must be a list of at least one number, got {shown(timesteps)}: leave "
+            "them out for the scheduler's own"
+        )
+    given = [number("each of timesteps", t, "they are where the steps start") for t in given]
+    agrees = is_whole(num_inference_steps) and num_inference_steps == len(given)
+    if num_inference_steps is not None and not agrees:
+        raise ValueError(
+            f"num_inference_steps={shown(num_inference_steps)} contradicts {len(given)} "
+            "timesteps: leave it out"
+        )
+    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise ValueError(
+            f"timesteps cannot be chosen for {type(scheduler).__name__}: pass "
+            "num_inference_steps, or take a GaussianFlowScheduler"
+        )
+    return {"timesteps": given}
+
+
+def check_output(output_type: Any, return_dict: Any) -> None:
+    """Raise a `ValueError` for an unknown form of output."""
+    if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {shown(output_type)}")
+    if not isinstance(return_dict, bool):
+        raise ValueError(f"return_dict must be True or False, got {shown(return_dict)}")
+
+
+def check_callback(callback: Callable | None, tensor_inputs: Any, known: Sequence[str]) -> None:
+    """Raise a `ValueError` for a callback that cannot be called, or tensors that do not exist."""
+    if callback is not None and not callable(callback):
+        raise ValueError(
+            "callback_on_step_end must be a function of (pipe, index, timestep, tensors), got "
+            f"{shown(callback)}"
+        )
+    names = tensor_inputs if isinstance(tensor_inputs, list | tuple) else [tensor_inputs]
+    unknown = [name for name in names if name not in known]
+    if unknown or names is not tensor_inputs:
+        raise ValueError(
+            "callback_on_step_end_tensor_inputs must be among "
+            f"{known}, got {unknown or tensor_inputs!r}: pass a list of names"
+        )
