@@ -53,6 +53,11 @@ def _quarter_turn(path: GaussianPath, t: Tensor) -> Tensor:
 
 
 def _minus_beta(path: GaussianPath, t: Tensor) -> Tensor:
+    if path.coupled:
+        raise ValueError(
+            f"there is no score on {path}: noise and data were paired in the training, so that "
+            "it follows from no other prediction; ask for the velocity"
+        )
     return -path.beta(t)
 
 

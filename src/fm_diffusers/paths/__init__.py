@@ -10,6 +10,7 @@ from fm_diffusers.paths.continuous import (
     VariancePreserving,
 )
 from fm_diffusers.paths.discrete import BETA_SCHEDULES, Discrete
+from fm_diffusers.paths.interpolants import Interpolant
 
 #: The paths by their names in a saved configuration. `PATHS["mine"] = MyPath` adds one; whoever
 #: loads a pipeline saved with it must do the same first.
@@ -21,6 +22,7 @@ PATHS: dict[str, type[GaussianPath]] = {
     "variance_exploding": VarianceExploding,
     "noise_level": NoiseLevel,
     "discrete": Discrete,
+    "interpolant": Interpolant,
 }
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Cosine",
     "Discrete",
     "GaussianPath",
+    "Interpolant",
     "Linear",
     "NoiseLevel",
     "Polynomial",

@@ -72,7 +72,13 @@ class GaussianPath:
     r"""A path :math:`x_t = \alpha_t z + \beta_t \varepsilon`.
 
     Subclasses give `coefficients` and `time`.
+
+    Attributes:
+        coupled: whether noise and data were paired in the training, so that no score follows from
+            the velocity, and solvers refuse a diffusion.
     """
+
+    coupled: bool = False
 
     def coefficients(self, t: Tensor) -> Coefficients:
         r"""Return :math:`\alpha_t, \beta_t, \dot\alpha_t, \dot\beta_t` in the shape of `t`."""

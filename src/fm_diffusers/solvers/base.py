@@ -163,6 +163,13 @@ class Solver:
 
     def __post_init__(self) -> None:
         check_prediction(self.prediction)
+        paired = [p for p in (self.path, self.model_path) if p is not None and p.coupled]
+        if paired and self.diffusion is not None:
+            raise ValueError(
+                f"diffusion must be None on {paired[0]}: noise and data were paired in the "
+                "training, so that the velocity does not determine the score that an SDE needs; "
+                "sample the ODE, or a network that was trained with independent noise"
+            )
 
     @property
     def noisy(self) -> bool:
