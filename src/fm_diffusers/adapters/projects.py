@@ -1,149 +1,40 @@
-r"""Networks trained elsewhere: a project's convention is a row, and a scheduler's settings.
-
-With :math:`x = \alpha_t z + \beta_t \varepsilon`, t = 0 noise and t = 1 data, shape `(batch,)`:
-
-===============  =======================================  ========================================
-from             is called as                             predicts
-===============  =======================================  ========================================
-`from_sit`       `network(x, t, y=labels)`                dx/dt, the noise or the score
-`from_meta`      `network(x=x, t=t, label=labels)`        dx/dt
-`from_torchcfm`  `network(t, x, y=labels)`                dx/dt
-`from_edm`       `D(x, sigma, class_labels=rows)`         z; :math:`x = z + \sigma \varepsilon`
-same, `raw`      `F(c_in x, c_noise, class_labels=rows)`  :math:`(z - c_{skip} x)/c_{out}`
-===============  =======================================  ========================================
-
-Each function returns the network as pipelines call a `UNet2DModel`, and the scheduler that reads
-it; nothing is retrained::
-
-    size = {"in_channels": 4, "sample_size": 32, "num_classes": 1000, "null_label": True}
-    unet, scheduler = from_sit(sit, **size)
-    pipe = FlowMatchingPipeline(unet, scheduler, null_label=1000)
-    latents = pipe(class_labels=[207], guidance_scale=4.0, output_type="latent").images
-    pipe.scheduler = GaussianFlowScheduler.from_config(scheduler.config, diffusion="memoryless")
-
-Guidance is `uncond + w (cond - uncond)` on all channels; Meta's w is one less, and SiT guides
-three channels of four.
-
-References: Ma et al., https://arxiv.org/abs/2401.08740 (SiT); Lipman et al.,
-https://arxiv.org/abs/2412.06264 (Meta's flow_matching); Tong et al.,
-https://arxiv.org/abs/2302.00482 (torchcfm); Karras et al., https://arxiv.org/abs/2206.00364 (EDM).
-"""
+"""The projects' words in ours: paths, predictions, and the schedulers that read them."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
-from diffusers.models.unets.unet_2d import UNet2DOutput
-from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch import nn
 
+from fm_diffusers.adapters.network import AdaptedNetwork
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.tables import look_up
 
-Call = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], Tensor]
-
-#: The keyword of a project's labels, and how its networks are called with samples and timesteps.
-SIGNATURES: dict[str, tuple[str, Call]] = {
-    # a variance may follow the prediction, as more channels
-    "sit": ("y", lambda f, x, t, more: f(x, t, **more)[:, : x.shape[1]]),
-    "meta": ("label", lambda f, x, t, more: f(x=x, t=t, **more)),
-    "torchcfm": ("y", lambda f, x, t, more: f(t, x, **more)),
-    "edm": ("class_labels", lambda f, x, t, more: f(x, torch.exp(4 * t), **more)),
-    # F has no default for its labels
-    "edm_raw": ("class_labels", lambda f, x, t, more: f(x, t, **{"class_labels": None, **more})),
-}
-
-#: The projects' words in ours.
 SIT_PATHS = {"Linear": "linear", "GVP": "cosine", "VP": "variance_preserving"}
 SIT_PREDICTIONS = {"velocity": "velocity", "score": "score", "noise": "epsilon"}
-META_SCHEDULERS = {"CondOT": "linear", "Cosine": "cosine", "VP": "variance_preserving"}
-META_SCHEDULERS |= {"Polynomial": "polynomial"}
+REPA_PATHS = {"linear": "linear", "cosine": "cosine"}
 
-#: Networks that are fed t itself.
+#: Rows of PATHS with their parameters.
+META_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "CondOT": ("linear", {}),
+    "Cosine": ("cosine", {}),
+    "VP": ("variance_preserving", {}),
+    "LinearVP": ("interpolant", {"base": "linear_vp"}),
+    "Polynomial": ("polynomial", {}),
+}
+META_PREDICTIONS = {"velocity": "velocity", "target": "sample", "epsilon": "epsilon"}
+
+#: Parameters of `Interpolant`; the noise of a bridge vanishes at both ends, whatever its sigma.
+TORCHCFM_MATCHERS: dict[str, dict[str, Any]] = {
+    "ConditionalFlowMatcher": {"base": "linear"},
+    "TargetConditionalFlowMatcher": {"base": "target"},
+    "VariancePreservingConditionalFlowMatcher": {"base": "cosine"},
+    "ExactOptimalTransportConditionalFlowMatcher": {"base": "linear", "coupled": True},
+    "SchrodingerBridgeConditionalFlowMatcher": {"base": "linear", "coupled": True, "sigma": 0.0},
+}
+
+#: Networks that are fed t itself, or 1 - t.
 RAW_TIME = {"time_convention": "ascending", "num_train_timesteps": 1}
-
-
-class AdaptedNetwork(ModelMixin, ConfigMixin):
-    """A network of another project, called as diffusers calls a `UNet2DModel`.
-
-    It is put into evaluation mode, as `from_pretrained` does: in training mode SiT drops labels.
-    It cannot be saved, since whoever loads it would not know the class of the network inside; save
-    that network's `state_dict` and the scheduler.
-
-    Args:
-        network: the other project's module.
-        signature: how it is called, a name in `SIGNATURES`.
-        in_channels: channels of its samples.
-        sample_size: their height and width; None if latents are always given.
-        num_classes: number of classes; None for unconditional networks.
-        null_label: whether it knows the label `num_classes` as "no class", which guidance needs.
-        label_name: the keyword of its labels, where it is not the signature's.
-        one_hot: whether it takes labels as one-hot rows, zeros being "no class".
-        extras: more keyword arguments, the same in every call.
-    """
-
-    ignore_for_config = ["network"]  # noqa: RUF012
-
-    @register_to_config
-    def __init__(
-        self,
-        *,
-        network: nn.Module,
-        signature: str,
-        in_channels: int,
-        sample_size: int | tuple[int, int] | None = None,
-        num_classes: int | None = None,
-        null_label: bool = False,
-        label_name: str | None = None,
-        one_hot: bool = False,
-        extras: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        if null_label if num_classes is None else num_classes < 1:
-            raise ValueError(
-                "num_classes must be at least 1, or None where there is no null_label, got "
-                f"{num_classes}: pass the number of classes, the null label not counted"
-            )
-        self.network = network
-        self.register_to_config(num_class_embeds=num_classes and num_classes + null_label)
-        self.eval()
-
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: float | Tensor,
-        class_labels: Tensor | None = None,
-        return_dict: bool = True,
-    ) -> UNet2DOutput | tuple[Tensor]:
-        """Return what the network predicts at the scheduler's timestep.
-
-        Args:
-            sample: shape `(batch, channels, ...)`.
-            timestep: of the scheduler, or one for each sample; the network gets `(batch,)`, in
-                float32 or better, because rounding t to bfloat16 would move it.
-            class_labels: integers, shape `(batch,)`; None calls the network without labels.
-            return_dict: whether to return a `UNet2DOutput` or a tuple.
-        """
-        c, (label, call) = self.config, SIGNATURES[self.config.signature]
-        dtype = torch.promote_types(sample.dtype, torch.float32)
-        t = torch.as_tensor(timestep, dtype=dtype, device=sample.device).expand(len(sample))
-        if c.one_hot and class_labels is not None:
-            class_labels = one_hot(class_labels, c.num_class_embeds)[:, : c.num_classes].to(dtype)
-        labels = {} if class_labels is None else {c.label_name or label: class_labels}
-        output = call(self.network, sample, t, (c.extras or {}) | labels)
-        return UNet2DOutput(sample=output) if return_dict else (output,)
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Raise a `NotImplementedError` that says what to save instead."""
-        raise NotImplementedError(
-            "an adapted network cannot be saved: diffusers could not make its "
-            f"{type(self.network).__name__} when loading. Save `unet.network.state_dict()` and "
-            "`scheduler.save_pretrained(folder)`, and adapt the network again"
-        )
-
+RAW_REVERSE = {"time_convention": "descending", "num_train_timesteps": 1}
 
 Adapted = tuple[AdaptedNetwork, GaussianFlowScheduler]
 
@@ -168,46 +59,101 @@ def from_sit(
     return AdaptedNetwork(network=network, signature="sit", **options), scheduler
 
 
+def from_repa(network: nn.Module, path: str = "linear", **options: Any) -> Adapted:
+    """Adapt a network of REPA, or of another project whose time runs from 1, noise, to 0, data.
+
+    It predicts the derivative by its own time, `eps - z` on the linear path. REPA's own SDE is
+    `diffusion="linear"`. Its null label is `num_classes`.
+
+    Args:
+        network: called as `network(x, tau, y=labels)`; REPA's returns `(prediction, features)`.
+        path: its `path_type`: `linear` or `cosine`.
+        **options: of `AdaptedNetwork`.
+
+    Raises:
+        ValueError: for other names.
+    """
+    path = look_up("path", REPA_PATHS, path)
+    unet = AdaptedNetwork(network=network, signature="sit", **options)
+    return unet, GaussianFlowScheduler(**RAW_REVERSE, path=path, prediction_type="flow_prediction")
+
+
+def from_meanflow(network: nn.Module, **options: Any) -> Adapted:
+    """Adapt a network of MeanFlow as the velocity that it is between equal times.
+
+    Its mean velocities over long steps are not used: this samples in many steps, as an ODE or SDE.
+
+    Args:
+        network: called as `network(x, tau, tau, y=labels)`, with times from 1, noise, to 0, data.
+        **options: of `AdaptedNetwork`.
+    """
+    unet = AdaptedNetwork(network=network, signature="meanflow", **options)
+    return unet, GaussianFlowScheduler(**RAW_REVERSE, prediction_type="flow_prediction")
+
+
 def from_meta(
     network: nn.Module,
     scheduler: str = "CondOT",
     scheduler_kwargs: dict[str, float] | None = None,
+    prediction: str = "velocity",
     **options: Any,
 ) -> Adapted:
-    """Adapt a velocity model of Meta's flow_matching.
+    """Adapt a model of Meta's flow_matching.
 
     Args:
         network: called as `network(x=x, t=t, label=labels)`, as by their `ODESolver`.
-        scheduler: the one of its path: `CondOT`, `Cosine`, `VP` or `Polynomial`.
+        scheduler: the one of its path: `CondOT`, `Cosine`, `VP`, `LinearVP` or `Polynomial`.
         scheduler_kwargs: its parameters, `{"n": 3}` for example.
+        prediction: `velocity`, `target` (x_1) or `epsilon` (x_0).
         **options: of `AdaptedNetwork`.
 
     Raises:
         ValueError: for other names, or a `Polynomial` without n.
     """
-    path = look_up("scheduler", META_SCHEDULERS, scheduler)
-    parameters = {{"n": "degree"}.get(k, k): v for k, v in (scheduler_kwargs or {}).items()}
-    if path == "polynomial" and "degree" not in parameters:
+    path, fixed = look_up("scheduler", META_SCHEDULERS, scheduler)
+    kind = look_up("prediction", META_PREDICTIONS, prediction)
+    given = {{"n": "degree"}.get(k, k): v for k, v in (scheduler_kwargs or {}).items()}
+    if path == "polynomial" and "degree" not in given:
         raise ValueError(
             f"scheduler_kwargs of 'Polynomial' must have its n, got {scheduler_kwargs}: pass "
             '{"n": 2} for alpha = t^2'
         )
+    if fixed and given:
+        raise ValueError(
+            f"{scheduler!r} has no parameters, got {scheduler_kwargs}: leave them out"
+        )
     unet = AdaptedNetwork(network=network, signature="meta", **options)
-    return unet, GaussianFlowScheduler(**RAW_TIME, path=path, path_kwargs=parameters or None)
+    settings = {"path": path, "path_kwargs": fixed | given or None, "prediction_type": kind}
+    return unet, GaussianFlowScheduler(**RAW_TIME, **settings)
 
 
-def from_torchcfm(network: nn.Module, **options: Any) -> Adapted:
-    """Adapt a velocity model of torchcfm, trained on the linear path with a `sigma` of about 0.
+def from_torchcfm(
+    network: nn.Module,
+    matcher: str = "ConditionalFlowMatcher",
+    sigma: float = 0.0,
+    **options: Any,
+) -> Adapted:
+    r"""Adapt a velocity model of torchcfm that was trained to carry standard normal noise to data.
 
-    Sample it as an ODE if noise and data were paired by optimal transport: then they are not
-    independent, and the velocity does not determine the score that an SDE needs.
+    With the `sigma` of its matcher its marginals are those of an `Interpolant`: samples end with
+    that much noise, as an ODE and as an SDE. The matchers by optimal transport pair noise with
+    data: their scheduler refuses a diffusion.
 
     Args:
         network: called as `network(t, x, y=labels)`.
+        matcher: name of the class that it was trained with, one of `TORCHCFM_MATCHERS`.
+        sigma: the `sigma` of that matcher, which has no bearing on a Schrodinger bridge.
         **options: of `AdaptedNetwork`.
+
+    Raises:
+        ValueError: for another name, or a sigma that its path cannot have.
     """
+    kwargs = {"sigma": float(sigma), **look_up("matcher", TORCHCFM_MATCHERS, matcher)}
+    settings = {"path": "interpolant", "path_kwargs": kwargs}
+    if not kwargs["sigma"] and not kwargs.get("coupled"):
+        settings = {"path": {"cosine": "cosine"}.get(kwargs["base"], "linear")}
     unet = AdaptedNetwork(network=network, signature="torchcfm", **options)
-    return unet, GaussianFlowScheduler(**RAW_TIME)
+    return unet, GaussianFlowScheduler(**RAW_TIME, **settings)
 
 
 def from_edm(
@@ -221,6 +167,9 @@ def from_edm(
 ) -> Adapted:
     r"""Adapt a denoiser :math:`D(x; \sigma) = c_{skip} x + c_{out} F(c_{in} x; \ln(\sigma)/4)`.
 
+    EDM's `VPPrecond`, `VEPrecond`, `iDDPMPrecond` and k-diffusion's wrappers are such a D too,
+    with other c inside, and know their range of noise levels.
+
     Args:
         network: D, called as `network(x, sigma, class_labels=rows)`.
         raw: whether it is F instead, called as `network(c_in x, c_noise, class_labels=rows)`.
@@ -231,12 +180,20 @@ def from_edm(
         **options: of `AdaptedNetwork`.
 
     Raises:
-        ValueError: unless `0 < sigma_min < sigma_max` are finite and `sigma_data` is positive.
+        ValueError: unless `0 < sigma_min < sigma_max` are finite and levels that the network says
+            it was trained for, and `sigma_data` is positive.
     """
     if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(
             f"0 < sigma_min < sigma_max < inf must hold, got {sigma_min} and {sigma_max}: pass "
             "the last and the first noise level of the sampling, EDM's are 0.002 and 80"
+        )
+    lowest = float(getattr(network, "sigma_min", 0.0))
+    highest = float(getattr(network, "sigma_max", math.inf))
+    if not lowest <= sigma_min < sigma_max <= highest:
+        raise ValueError(
+            f"sigma_min and sigma_max must be noise levels of the network, from {lowest:.6g} to "
+            f"{highest:.6g}, got {sigma_min} and {sigma_max}: pass its own, or levels inside"
         )
     levels = {"sigma_max": sigma_max}
     settings = {"path": "noise_level", "path_kwargs": levels, "prediction_type": "sample"}
