@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from fm_diffusers.forms import FORMS, misfit
+
 
 def look_up(kind: str, table: dict[str, Any], name: str) -> Any:
     """Return the entry of a table.
@@ -14,11 +16,14 @@ def look_up(kind: str, table: dict[str, Any], name: str) -> Any:
         name: the wanted one.
 
     Raises:
-        ValueError: if the table has no such name.
+        ValueError: if the table has no such name, or the entry another form; it shows one.
     """
     if name not in table:
         raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(table)}")
-    return table[name]
+    entry = table[name]
+    if kind in FORMS and (fault := FORMS[kind].of_entry(entry)):
+        raise misfit(kind, name, fault)
+    return entry
 
 
 def make(
@@ -38,7 +43,8 @@ def make(
         **given: keyword arguments that do not come from the configuration.
 
     Raises:
-        ValueError: if the table has no such name, or the entry no such parameter.
+        ValueError: if the table has no such name, the entry no such parameter, or it or what it
+            makes another form; it shows one.
     """
     entry = look_up(kind, table, name)
     signature = inspect.signature(entry)
@@ -48,4 +54,15 @@ def make(
         raise ValueError(
             f"{kind}_kwargs {sorted(unknown)} are no parameters of {name!r}; it has: {free}"
         )
-    return entry(**given, **(parameters or {}))
+    arguments = given | (parameters or {})
+    if kind not in FORMS:
+        return entry(**arguments)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        called = f"it is called with {', '.join(arguments) or 'nothing'}"
+        raise misfit(kind, name, f"{called}, and {error}") from error
+    made = entry(**arguments)
+    if fault := FORMS[kind].of_made(made, arguments):
+        raise misfit(kind, name, fault)
+    return made

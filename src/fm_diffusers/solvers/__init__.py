@@ -18,8 +18,16 @@ from fm_diffusers.solvers.exponential import FORMS, RULES, VARIABLES, Multistep
 from fm_diffusers.solvers.runge_kutta import EULER, HEUN, MIDPOINT, RK4, RungeKutta, Tableau
 from fm_diffusers.solvers.stochastic import EulerMaruyama, StochasticHeun
 
-#: The solvers by their names in a saved configuration, made with `(path, prediction, diffusion)`.
-#: `SOLVERS["mine"] = MySolver` adds one; whoever loads a scheduler saved with it must do the same.
+#: The solvers by their names in a saved configuration. An entry makes a `Solver`, with
+#: `(path, prediction, diffusion, model_path)` and parameters of its own by name:
+#:
+#:     @dataclass(frozen=True)
+#:     class MyHeun(RungeKutta):
+#:         tableau: Tableau = HEUN
+#:
+#:     SOLVERS["my_heun"] = MyHeun
+#:
+#: Whoever loads a scheduler saved with such a name must do the same first.
 SOLVERS: dict[str, Callable[..., Solver]] = {
     "euler": partial(RungeKutta, tableau=EULER),
     "midpoint": partial(RungeKutta, tableau=MIDPOINT),

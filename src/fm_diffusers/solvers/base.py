@@ -35,6 +35,7 @@ from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion
 from fm_diffusers.paths import GaussianPath, as_time
+from fm_diffusers.paths.base import check_path
 from fm_diffusers.predictions import CANONICAL, check_prediction, conversion, is_defined
 
 #: How far in log-SNR a step of order above 1 may overshoot, if it is not itself longer: beyond,
@@ -163,7 +164,10 @@ class Solver:
 
     def __post_init__(self) -> None:
         check_prediction(self.prediction)
-        paired = [p for p in (self.path, self.model_path) if p is not None and p.coupled]
+        paths = [self.path, *([] if self.model_path is None else [self.model_path])]
+        for path in paths:
+            check_path(path)
+        paired = [path for path in paths if path.coupled]
         if paired and self.diffusion is not None:
             raise ValueError(
                 f"diffusion must be None on {paired[0]}: noise and data were paired in the "
