@@ -199,10 +199,10 @@ def likelihood(
         x = dequantize(batch.images, generator).to(pipe.device)
         field, _ = pipe.calibration_field(len(x), noise=x, **batch.conditions(pipe))
         density = log_prob(
-            lambda x, t, field=field: field(x, t, slice(None)),
             scheduler.path,
+            lambda x, t, field=field: field(x, t, slice(None)),
             x,
-            scheduler.config.prediction_type,
+            prediction=scheduler.config.prediction_type,
             num_probes=1,
             generator=generator,
             integrator=on_grid(args.likelihood_steps),

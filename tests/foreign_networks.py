@@ -42,7 +42,13 @@ COEFFICIENTS = {
     "Cosine": cosine,
     "VP": variance_preserving,
     "Polynomial": lambda t: (t**3, 1 - t**3, 3 * t**2, -3 * t**2),
+    "LinearVP": lambda t: (t, (1 - t**2).sqrt(), 1, -t / (1 - t**2).sqrt()),
+    "linear": lambda t: (t, 1 - t, 1, -1),
+    "cosine": cosine,
 }
+
+#: The standard deviation of the blur, or what is left of the noise, with which a matcher trains.
+SIGMA = 0.3
 
 
 class Exact(nn.Module):
@@ -85,18 +91,85 @@ class SiT(Exact):
         return torch.cat([q, torch.full_like(q, 1e9)], 1)
 
 
-class Meta(Exact):
+class REPA(Exact):
+    """Time runs from 1 to 0, and features come after the prediction."""
+
     def __init__(self, path):
         super().__init__()
         self.path = path
 
+    def forward(self, x, tau, y=None):
+        return -self.velocity(self.path, x, 1 - tau, y), [torch.zeros(len(x), 3, 5)]
+
+
+class MeanFlow(Exact):
+    def forward(self, x, r, t, y=None):
+        assert torch.equal(r, t)
+        return -self.velocity("linear", x, 1 - t, y)
+
+
+class Meta(Exact):
+    def __init__(self, path, prediction="velocity"):
+        super().__init__()
+        self.path, self.prediction = path, prediction
+
     def forward(self, *, t, x, label=None):
-        return self.velocity(self.path, x, t, label)
+        velocity = self.velocity(self.path, x, t, label)
+        alpha, beta, *_ = COEFFICIENTS[self.path](t[0].double())
+        z, eps = self.z_and_eps(x, alpha, beta, label)
+        return {"velocity": velocity, "target": z, "epsilon": eps}[self.prediction]
 
 
 class TorchCFM(Exact):
+    """The regression of a matcher's flow between noise x0 and data x1, `sigma` given."""
+
+    def __init__(self, matcher="ConditionalFlowMatcher", sigma=0.0):
+        super().__init__()
+        self.matcher, self.sigma = matcher, sigma
+
     def forward(self, t, x, y=None):
-        return self.velocity("Linear", x, t, y)
+        self.fed.append(t)
+        s, sigma = t[0].double(), self.sigma
+        if self.matcher == "TargetConditionalFlowMatcher":
+            beta = 1 - (1 - sigma) * s
+            z, _ = self.z_and_eps(x, s, beta, y)
+            return (z - (1 - sigma) * x) / beta
+        angle = math.pi / 2 * s
+        a, b, da, db = {
+            "ConditionalFlowMatcher": (s, 1 - s, 1, -1),
+            "VariancePreservingConditionalFlowMatcher": (
+                angle.sin(),
+                angle.cos(),
+                math.pi / 2 * angle.cos(),
+                -math.pi / 2 * angle.sin(),
+            ),
+        }[self.matcher]
+        z, _ = self.z_and_eps(x, a, (b**2 + sigma**2).sqrt(), y)
+        # of what is not data, b x0 + sigma xi, the share of the variance that is x0's
+        x0 = b / (b**2 + sigma**2) * (x - a * z) if sigma else self.z_and_eps(x, a, b, y)[1]
+        return da * z + db * x0
+
+
+class Coupled(Exact):
+    """A matcher by optimal transport, for data of one class: everything is jointly Gaussian.
+
+    Along a jointly Gaussian interpolation E[dx/dt | x] = m' + v'/(2v) (x - m), with the mean m and
+    the variance v of x at each time. `covariance` is that of noise and data.
+    """
+
+    def __init__(self, covariance, blur, bridge):
+        super().__init__()
+        self.covariance, self.blur, self.bridge = covariance, blur, bridge
+
+    def forward(self, t, x, y):
+        self.fed.append(t)
+        mean, std = (v[y].reshape(-1, 1, 1, 1) for v in (MEANS, STDS))
+        s, cov = t[0].double(), self.covariance * std
+        v = s**2 * std**2 + (1 - s) ** 2 + 2 * s * (1 - s) * cov
+        dv = 2 * s * std**2 - 2 * (1 - s) + 2 * (1 - 2 * s) * cov
+        v = v + self.blur**2 * (s * (1 - s) if self.bridge else 1)
+        dv = dv + self.blur**2 * ((1 - 2 * s) if self.bridge else 0)
+        return mean + dv / (2 * v) * (x - s * mean)
 
 
 class Denoiser(Exact):

@@ -11,9 +11,13 @@ from foreign_networks import (
     NULL,
     OF_ALL,
     OF_CLASS,
+    REPA,
     SHAPE,
+    SIGMA,
     STDS,
+    Coupled,
     Denoiser,
+    MeanFlow,
     Meta,
     Raw,
     SiT,
@@ -21,18 +25,24 @@ from foreign_networks import (
 )
 from torch import nn
 
-from fm_diffusers import SOLVERS, FlowMatchingPipeline, GaussianFlowScheduler
+from fm_diffusers import DIFFUSIONS, PATHS, SOLVERS, FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.adapters import (
+    META_PREDICTIONS,
     META_SCHEDULERS,
+    REPA_PATHS,
     SIT_PATHS,
     SIT_PREDICTIONS,
+    TORCHCFM_MATCHERS,
     AdaptedNetwork,
     from_edm,
+    from_meanflow,
     from_meta,
+    from_repa,
     from_sit,
     from_torchcfm,
 )
 from fm_diffusers.fields import guided
+from fm_diffusers.predictions import convert
 from fm_diffusers.solvers import integrate
 
 SIZE = {"in_channels": 1, "sample_size": 4}
@@ -43,6 +53,9 @@ def degree(name):
     return {"n": 3} if name == "Polynomial" else None
 
 
+INDEPENDENT = [name for name, row in TORCHCFM_MATCHERS.items() if not row.get("coupled")]
+PAIRED = [name for name in TORCHCFM_MATCHERS if name not in INDEPENDENT]
+
 MAKERS = {
     **{
         f"sit-{path}-{kind}": lambda o, p=path, k=kind: from_sit(SiT(p, k), p, k, **o)
@@ -50,7 +63,22 @@ MAKERS = {
         for kind in SIT_PREDICTIONS
     },
     **{f"meta-{s}": lambda o, s=s: from_meta(Meta(s), s, degree(s), **o) for s in META_SCHEDULERS},
+    **{
+        f"meta-{s}-{kind}": lambda o, s=s, k=kind: from_meta(Meta(s, k), s, None, k, **o)
+        for s in ("CondOT", "LinearVP")
+        for kind in META_PREDICTIONS
+        if kind != "velocity"
+    },
+    **{f"repa-{path}": lambda o, p=path: from_repa(REPA(p), p, **o) for path in REPA_PATHS},
+    "meanflow": lambda o: from_meanflow(MeanFlow(), **o),
     "torchcfm": lambda o: from_torchcfm(TorchCFM(), **o),
+    **{
+        f"torchcfm-{name}-{sigma}": lambda o, n=name, s=sigma: from_torchcfm(
+            TorchCFM(n, s), n, s, **o
+        )
+        for name in INDEPENDENT
+        for sigma in (0.0, SIGMA)
+    },
     "edm": lambda o: from_edm(Denoiser(), sigma_min=0.01, sigma_max=50, **o),
     "edm-raw": lambda o: from_edm(Raw(), True, 0.01, 50, sigma_data=0.7, **o),
 }
@@ -64,11 +92,22 @@ def make(name, labelled=True, **config):
     return pipe
 
 
+def left(name):
+    """Return the standard deviation of the noise that a project's path leaves at the data."""
+    return SIGMA if str(SIGMA) in name else 0.0
+
+
 def start(name, timestep):
     """Return alpha and beta at what a network is fed first, by its project's formulas."""
     if name.startswith("edm"):
         return torch.tensor(1.0).double(), (4 * timestep.double()).exp()
-    path = "Linear" if name == "torchcfm" else name.split("-")[1]
+    kind, path = [*name.split("-"), None][:2]
+    if kind in ("torchcfm", "meanflow"):
+        # torchcfm's start from noise, blurred noise but for the target matcher
+        blur = 0.0 if "Target" in name else left(name)
+        return torch.tensor(0.0).double(), torch.tensor(math.hypot(1, blur)).double()
+    if kind == "repa":
+        timestep = 1 - timestep
     return COEFFICIENTS[path](timestep.double())[:2]
 
 
@@ -96,7 +135,68 @@ def test_samples_follow_the_exact_flow_of_gaussian_data(name):
     # the flow keeps the place within the marginal N(alpha m, alpha^2 s^2 + beta^2)
     x = alpha * mean + (alpha**2 * std**2 + beta**2).sqrt() * eps
     drawn = draw(pipe, x, class_labels=labels, num_inference_steps=100)
-    torch.testing.assert_close(drawn, mean + std * eps, rtol=0, atol=2e-3)
+    end = (std**2 + left(name) ** 2).sqrt()
+    torch.testing.assert_close(drawn, mean + end * eps, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "diffusion"),
+    [(name, "memoryless") for name in MAKERS if not name.startswith(("sit", "edm"))]
+    + [(name, "beta") for name in MAKERS if left(name)]
+    + [("repa-linear", "linear"), ("repa-cosine", "linear"), ("meanflow", "constant")],
+)
+def test_sdes_have_the_standard_deviation_of_the_data(name, diffusion):
+    pipe = make(name, diffusion=diffusion)
+    pipe.scheduler.set_timesteps(250)
+    alpha, beta = start(name, pipe.scheduler.timesteps[0])
+    mean, std = MEANS[1], STDS[1]
+    x = alpha * mean + (alpha**2 * std**2 + beta**2).sqrt() * noise(batch=600)
+    drawn = draw(pipe, x, class_labels=[1] * len(x), num_inference_steps=250)
+    # 9,600 values: a standard error of 0.7 %
+    assert abs(drawn.std() / math.hypot(std, left(name)) - 1) < 0.02
+    assert abs(drawn.mean() - mean) < 0.02
+
+
+@pytest.mark.parametrize("covariance", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("sigma", [0.0, SIGMA])
+@pytest.mark.parametrize("matcher", PAIRED)
+def test_coupled_noise_has_its_ode_and_refuses_an_sde(matcher, sigma, covariance, tmp_path):
+    bridge = matcher.startswith("Schrodinger")
+    network = Coupled(covariance, sigma, bridge)
+    unet, scheduler = from_torchcfm(network, matcher, sigma, **LABELLED)
+    pipe = FlowMatchingPipeline(unet, scheduler, NULL)
+    pipe.set_progress_bar_config(disable=True)
+    labels, eps, blur = torch.tensor([0, 1, 1, 0]), noise(), 0.0 if bridge else sigma
+    assert scheduler.init_noise_sigma == pytest.approx(math.hypot(1, blur))
+    mean, std = (v[labels].reshape(4, 1, 1, 1) for v in (MEANS, STDS))
+    # in the frame of independent noise the velocity is not smooth: Runge-Kutta does not use one
+    end, start = mean + (std**2 + blur**2).sqrt() * eps, math.hypot(1, blur) * eps
+    for solver, tolerance in (("predictor_corrector", 2e-2), ("rk4", 1e-5)):
+        pipe.scheduler = GaussianFlowScheduler.from_config(scheduler.config, solver=solver)
+        drawn = draw(pipe, start, class_labels=labels, num_inference_steps=100)
+        torch.testing.assert_close(drawn, end, rtol=0, atol=tolerance)
+    scheduler.save_pretrained(tmp_path)
+    message = "diffusion must be None on Interpolant.*paired in the training.*sample the ODE"
+    for diffusion in DIFFUSIONS:
+        with pytest.raises(ValueError, match=message):
+            GaussianFlowScheduler.from_config(scheduler.config, diffusion=diffusion)
+        with pytest.raises(ValueError, match=message):
+            GaussianFlowScheduler.from_pretrained(tmp_path, diffusion=diffusion)
+    for path in ("cosine", "noise_level"):  # sampled on another path, it is the same network
+        with pytest.raises(ValueError, match=message):
+            GaussianFlowScheduler.from_config(
+                scheduler.config, sampling_path=path, diffusion="memoryless"
+            )
+
+
+def test_coupled_noise_has_no_score():
+    path, x = PATHS["interpolant"](coupled=True), torch.ones(2, 1)
+    with pytest.raises(ValueError, match="there is no score on .*coupled=True.*ask for"):
+        convert(path, "velocity", "score", x, x, 0.5)
+    independent = PATHS["interpolant"]()
+    for kind in ("sample", "epsilon"):
+        given = "velocity", kind, x, x, 0.5
+        assert torch.equal(convert(path, *given), convert(independent, *given))
 
 
 @pytest.mark.parametrize("diffusion", [None, "memoryless"])
@@ -262,7 +362,13 @@ def test_saving_says_what_to_save_instead_and_that_works(tmp_path):
     [
         (from_sit, {"path": "linear"}, "unknown path 'linear': choose one of Linear, GVP, VP"),
         (from_sit, {"prediction": "epsilon"}, "'epsilon': choose one of velocity, score, noise"),
-        (from_meta, {"scheduler": "LinearVP"}, "'LinearVP': choose one of CondOT, Cosine, VP"),
+        (from_meta, {"scheduler": "Convex"}, "'Convex': choose one of CondOT, Cosine, VP, Lin"),
+        (from_meta, {"scheduler": "LinearVP", "scheduler_kwargs": {"n": 2}}, "has no parameters"),
+        (from_meta, {"prediction": "x_1"}, "'x_1': choose one of velocity, target, epsilon"),
+        (from_repa, {"path": "Linear"}, "unknown path 'Linear': choose one of linear, cosine"),
+        (from_torchcfm, {"matcher": "CFM"}, "'CFM': choose one of ConditionalFlowMatcher, Target"),
+        (from_torchcfm, {"sigma": -0.5}, "at least 0 and less than inf, got -0.5"),
+        (from_torchcfm, {"matcher": INDEPENDENT[1], "sigma": 1.0}, "less than 1.0, got 1.0"),
         (from_meta, {"scheduler": "Polynomial"}, "its n, got None: pass"),
         (from_meta, {"scheduler": "Polynomial", "scheduler_kwargs": {"n": 0.5}}, "at least 1"),
         (from_meta, {"scheduler_kwargs": {"n": 2}}, "no parameters of 'linear'"),

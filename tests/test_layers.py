@@ -9,7 +9,9 @@ import fm_diffusers
 
 ROOT = Path(fm_diffusers.__file__).parent
 FLOORS = [
-    {"paths", "tables"},
+    {"forms"},
+    {"tables"},
+    {"paths"},
     {"couplings", "diffusions", "grids", "predictions"},
     {"fields", "solvers", "weightings"},
     {"likelihood", "objectives"},

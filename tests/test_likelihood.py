@@ -23,7 +23,7 @@ from fm_diffusers.likelihood import (
 )
 from fm_diffusers.paths import PATHS, Linear
 from fm_diffusers.predictions import PREDICTIONS
-from fm_diffusers.solvers import SOLVERS, integrate_adaptive
+from fm_diffusers.solvers import SOLVERS, integrate, integrate_adaptive
 
 TIGHT = adaptive(rtol=1e-8, atol=1e-8)
 ENDS = {"t_min": 0.1, "t_max": 0.95}
@@ -82,7 +82,9 @@ def test_the_density_of_a_mixture_is_exact(path_name, prediction):
     """Up to the sampler's noise, which is the marginal at the start nearly: by a known factor."""
     path, data = PATHS[path_name](), mixture()
     x = data.sample(6, seeded())
-    found = log_prob(data.field(path, prediction), path, x, prediction, integrator=TIGHT)
+    found = log_prob(
+        path, data.field(path, prediction), x, prediction=prediction, integrator=TIGHT
+    )
     first, last = ends(path_name, prediction)
     exact = smoothed(data, path.beta(last) / path.alpha(last)).log_joint(Linear(), x, 1.0)
     c = path(first)
@@ -99,7 +101,7 @@ def test_ends_inside_are_those_of_the_path(path_name):
     """What is asked between two times is the density of the path's own marginals."""
     path, data = PATHS[path_name](), mixture()
     x = data.sample(6, seeded(1))
-    found = log_prob(data.field(path), path, x, integrator=TIGHT, **ENDS)
+    found = log_prob(path, data.field(path), x, integrator=TIGHT, **ENDS)
     start, end = path(ENDS["t_min"]), path(ENDS["t_max"])
     prior = Normal(0.0, (start.alpha**2 + start.beta**2).sqrt()).log_prob(found.noise).sum(1)
     change = found.value - prior
@@ -113,7 +115,7 @@ def test_it_is_the_jacobian_of_the_whole_inversion(path_name):
     """Change of variables, with a determinant by automatic differentiation through the solver."""
     path, field = PATHS[path_name](), network(3)
     x = torch.randn(2, 3, dtype=torch.float64, generator=seeded())
-    found = log_prob(field, path, x, integrator=TIGHT, **ENDS)
+    found = log_prob(path, field, x, integrator=TIGHT, **ENDS)
 
     def back(z):
         at_end = path.alpha(ENDS["t_max"]) * z[None]
@@ -130,7 +132,7 @@ def test_it_is_the_jacobian_of_the_whole_inversion(path_name):
 def test_the_density_of_any_network_integrates_to_one():
     x = torch.linspace(-12, 12, 2401, dtype=torch.float64)[:, None]
     body = network(1)
-    found = log_prob(lambda x, t: 4 * body(2 * x, t), Linear(), x, integrator=TIGHT)
+    found = log_prob(Linear(), lambda x, t: 4 * body(2 * x, t), x, integrator=TIGHT)
     density = found.value.exp()
     assert torch.trapezoid(density, x[:, 0]).item() == pytest.approx(1, abs=1e-5)
     assert (density - Normal(0.0, 1.0).log_prob(x[:, 0]).exp()).abs().max() > 0.1
@@ -142,7 +144,7 @@ def test_a_grid_converges_to_the_tolerance(solver):
     x = data.sample(6, seeded())
     exact = data.log_joint(Linear(), x, 1.0).logsumexp(1)
     errors = [
-        (log_prob(data.field(Linear()), Linear(), x, integrator=on_grid(n, solver)).value - exact)
+        (log_prob(Linear(), data.field(Linear()), x, integrator=on_grid(n, solver)).value - exact)
         .abs()
         .max()
         .item()
@@ -168,7 +170,7 @@ def test_a_grid_resolves_pixels_that_never_change(path_name):
     last = path(1.0)
     blurred = Normal(0.0, (std**2 + (last.beta / last.alpha) ** 2).sqrt())
     exact = blurred.log_prob(x).sum(1)
-    found = log_prob(field, path, x, integrator=on_grid(20)).value
+    found = log_prob(path, field, x, integrator=on_grid(20)).value
     assert (found - exact).abs().max() < 0.01
 
 
@@ -177,7 +179,7 @@ def test_noise_is_found_again(path_name):
     """Of a Gaussian exactly; and sampling carries it back to the data."""
     path, x = PATHS[path_name](), torch.linspace(-2, 2, 5).double()[:, None]
     field = GAUSSIAN.field(path, "epsilon")
-    noise = invert(field, path, x, "epsilon", integrator=TIGHT, **ENDS)
+    noise = invert(path, field, x, prediction="epsilon", integrator=TIGHT, **ENDS)
     first, last = path(ENDS["t_min"]), path(ENDS["t_max"])
     std = [(c.alpha**2 * STD**2 + c.beta**2).sqrt() for c in (first, last)]
     torch.testing.assert_close(noise, last.alpha * x * std[0] / std[1], rtol=1e-6, atol=1e-6)
@@ -210,7 +212,7 @@ def test_a_network_of_diffusers_has_a_divergence_and_an_inverse():
     full = jacobian(lambda z: field(z, torch.tensor(0.5)), x).reshape(2, 64, 2, 64)
     expected = torch.stack([full[i, :, i].trace() for i in range(2)])
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)
-    noise = log_prob(field, path, x, num_probes=1, generator=seeded()).noise
+    noise = log_prob(path, field, x, num_probes=1, generator=seeded()).noise
     assert (noise - x).abs().max() > 0.1
     torch.testing.assert_close(integrate_adaptive(path, field, noise), x, rtol=0, atol=2e-3)
 
@@ -232,14 +234,14 @@ def test_the_standard_error_tells_how_far_the_estimate_is():
     data = mixture(dim=8)
     x = data.sample(32, seeded())
     field, path = data.field(Linear()), Linear()
-    exact = log_prob(field, path, x).value
-    few, many = (log_prob(field, path, x, num_probes=k, generator=seeded()) for k in (16, 64))
+    exact = log_prob(path, field, x).value
+    few, many = (log_prob(path, field, x, num_probes=k, generator=seeded()) for k in (16, 64))
     for found in (few, many):
         deviation = (found.value - exact) / found.standard_error
         assert 0.7 < deviation.square().mean().sqrt() < 1.4
     ratio = few.standard_error.mean() / many.standard_error.mean()
     assert ratio.item() == pytest.approx(2, rel=0.2)
-    assert log_prob(field, path, x[:2], num_probes=1).standard_error.isnan().all()
+    assert log_prob(path, field, x[:2], num_probes=1).standard_error.isnan().all()
 
 
 def test_random_vectors_are_drawn_once_and_cost_the_adaptive_solver_little():
@@ -260,7 +262,7 @@ def test_random_vectors_are_drawn_once_and_cost_the_adaptive_solver_little():
     counts = []
     for probes in (None, 1):
         calls.clear()
-        log_prob(field, Linear(), x, num_probes=probes, generator=seeded())
+        log_prob(Linear(), field, x, num_probes=probes, generator=seeded())
         counts.append(len(calls))
     assert counts[1] < 2 * counts[0]
     calls.clear()
@@ -268,7 +270,7 @@ def test_random_vectors_are_drawn_once_and_cost_the_adaptive_solver_little():
     adaptive(1e-4, 1e-4)(redrawn, torch.cat([x, x[:, :1] * 0], 1), 1.0, 0.0)
     assert len(calls) > 3 * counts[1]  # even at ten times the tolerance
     same = [
-        log_prob(exact_field, Linear(), x, num_probes=2, generator=seeded(5)).value
+        log_prob(Linear(), exact_field, x, num_probes=2, generator=seeded(5)).value
         for _ in range(2)
     ]
     assert torch.equal(*same)
@@ -299,7 +301,7 @@ def test_bits_through_the_flow_are_those_of_the_density():
     images, _ = quantized(0.5, n=20)
     x = dequantize(images, seeded()).double()
     data = GaussianMixture(torch.zeros(1, 1, 4, 4).double(), 0.5)
-    density = log_prob(data.field(PATHS["cosine"]()), PATHS["cosine"](), x).value
+    density = log_prob(PATHS["cosine"](), data.field(PATHS["cosine"]()), x).value
     exact = Normal(0.0, 0.5).log_prob(x).flatten(1).sum(1)
     found, expected = (bits_per_dimension(value, 16) for value in (density, exact))
     assert found == pytest.approx(expected, abs=1e-4)
@@ -327,6 +329,94 @@ def test_dequantized_images_round_back_and_fill_their_cells():
     assert shift.std().item() == pytest.approx(12**-0.5, rel=0.01)
 
 
+# --- gradients -----------------------------------------------------------------------------------
+
+
+def scaled(std):
+    """The velocity of data N(0, std^2) on the linear path, of a std that is learned."""
+
+    def field(x, t):
+        variance = t**2 * std**2 + (1 - t) ** 2
+        return (t * std**2 - (1 - t)) / variance * x
+
+    return field
+
+
+@pytest.mark.parametrize("num_probes", [None, 2])
+@pytest.mark.parametrize("integrator", [TIGHT, on_grid(60)], ids=["adaptive", "on_grid"])
+def test_log_prob_has_the_gradients_of_a_gaussian(integrator, num_probes):
+    std = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    x = torch.linspace(-1, 2, 6).double().reshape(3, 2).requires_grad_()
+    found = log_prob(
+        Linear(),
+        scaled(std),
+        x,
+        num_probes=num_probes,
+        generator=seeded(),
+        integrator=integrator,
+        differentiable=True,
+    )
+    by_x, by_std = torch.autograd.grad(found.value.sum(), (x, std), retain_graph=True)
+    data = x.detach()
+    torch.testing.assert_close(by_x, -data / 0.25, rtol=1e-4, atol=1e-4)
+    exact = (data**2 / 0.125 - 2).sum()
+    torch.testing.assert_close(by_std, exact, rtol=1e-4, atol=1e-4)
+    (of_noise,) = torch.autograd.grad(found.noise.sum(), x)
+    torch.testing.assert_close(of_noise, torch.full_like(x, 2.0), rtol=1e-4, atol=1e-4)
+    assert not found.standard_error.requires_grad
+
+
+@pytest.mark.parametrize("path_name", ["cosine", "variance_preserving"])
+def test_the_gradient_of_log_prob_is_the_score_of_the_data(path_name):
+    path, data = PATHS[path_name](), mixture()
+    x = data.sample(4, seeded()).requires_grad_()
+    given = path, data.field(path, "velocity"), x
+    found = log_prob(*given, t_max=0.95, integrator=TIGHT, differentiable=True).value
+    (by_x,) = torch.autograd.grad(found.sum(), x)
+    c = path(0.95)
+    exact = smoothed(data, (c.beta / c.alpha).item()).sample_and_score(Linear(), x, 1.0)[1]
+    # the noise of the second path is not quite normal
+    torch.testing.assert_close(by_x, exact.detach(), rtol=0.02, atol=0.02)
+
+
+def test_a_gradient_through_a_network_is_that_of_finite_differences():
+    field, x = network(3), torch.randn(2, 3, dtype=torch.float64, generator=seeded())
+    given = {"integrator": on_grid(8), "differentiable": True}
+    assert torch.autograd.gradcheck(
+        lambda x: log_prob(Linear(), field, x, **given).value, x.clone().requires_grad_()
+    )
+    assert torch.autograd.gradcheck(
+        lambda x: invert(Linear(), field, x, **given), x.clone().requires_grad_()
+    )
+    plain = log_prob(Linear(), field, x, integrator=on_grid(8))
+    same = log_prob(Linear(), field, x.clone().requires_grad_(), **given)
+    torch.testing.assert_close(same.value.detach(), plain.value, rtol=1e-12, atol=1e-12)
+    assert not plain.value.requires_grad and not plain.noise.requires_grad
+
+
+@pytest.mark.parametrize("function", [log_prob, invert])
+def test_a_gradient_that_is_not_given_is_not_promised(function):
+    x = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match=r"requires a gradient.*differentiable=True, or x.detach"):
+        function(Linear(), GAUSSIAN.field(Linear()), x)
+    with torch.no_grad():
+        function(Linear(), GAUSSIAN.field(Linear()), x)
+
+
+@pytest.mark.parametrize("function", [log_prob, invert, integrate_adaptive])
+def test_arguments_in_another_order_are_told_the_order(function):
+    path, field, x = Linear(), GAUSSIAN.field(Linear()), torch.ones(1, 1).double()
+    order = "the order is .path, field, x, t_min, t_max, prediction."
+    with pytest.raises(ValueError, match=f"path must be a GaussianPath, got function: {order}"):
+        function(field, path, x)
+    with pytest.raises(ValueError, match=f"t_min must be a time .* got 'epsilon': {order}"):
+        function(path, field, x, "epsilon")
+    with pytest.raises(ValueError, match="solver must be a Solver .* got function: the order is"):
+        integrate(field, SOLVERS["heun"](path), x, torch.linspace(0, 1, 3))
+    by_name = {"field": field, "path": path, "x": x, "prediction": "velocity"}
+    function(**by_name, t_min=0.0, t_max=1.0)
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
@@ -342,12 +432,12 @@ def test_dequantized_images_round_back_and_fill_their_cells():
 )
 def test_what_has_no_density_is_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        log_prob(GAUSSIAN.field(Linear()), Linear(), torch.ones(1, 1), **kwargs)
+        log_prob(Linear(), GAUSSIAN.field(Linear()), torch.ones(1, 1), **kwargs)
 
 
 def test_a_field_without_gradient_is_no_field_of_divergence_zero():
     with pytest.raises(ValueError, match="cannot be differentiated by x"):
-        log_prob(torch.no_grad()(GAUSSIAN.field(Linear())), Linear(), torch.ones(1, 1).double())
+        log_prob(Linear(), torch.no_grad()(GAUSSIAN.field(Linear())), torch.ones(1, 1).double())
 
 
 @pytest.mark.parametrize("function", [log_prob, invert])
@@ -362,16 +452,16 @@ def test_a_field_without_gradient_is_no_field_of_divergence_zero():
 )
 def test_what_is_no_data_is_refused(function, x, message):
     with pytest.raises(ValueError, match=message):
-        function(GAUSSIAN.field(Linear()), Linear(), x)
+        function(Linear(), GAUSSIAN.field(Linear()), x)
 
 
 @pytest.mark.parametrize("solver", ["unipc", "dpm_solver++"])
 def test_a_solver_that_cannot_start_at_the_data_is_refused_there(solver):
     field, x = GAUSSIAN.field(Linear()), torch.ones(1, 1).double()
     with pytest.raises(ValueError, match=f"solver '{re.escape(solver)}' cannot start where"):
-        invert(field, Linear(), x, integrator=on_grid(40, solver))
+        invert(Linear(), field, x, integrator=on_grid(40, solver))
     found, exact = (
-        invert(field, Linear(), x, t_max=0.9, integrator=integrator)
+        invert(Linear(), field, x, t_max=0.9, integrator=integrator)
         for integrator in (on_grid(40, solver), TIGHT)
     )
     torch.testing.assert_close(found, exact, rtol=0, atol=0.03)

@@ -3,7 +3,17 @@ import math
 import pytest
 import torch
 
-from fm_diffusers.paths import PATHS, Cosine, Linear, Polynomial, VariancePreserving, expand_like
+from fm_diffusers.fields import GaussianMixture
+from fm_diffusers.paths import (
+    PATHS,
+    Cosine,
+    Interpolant,
+    Linear,
+    Polynomial,
+    VariancePreserving,
+    expand_like,
+)
+from fm_diffusers.paths.interpolants import BASES
 
 INSIDE = torch.linspace(0.001, 0.999, 41, dtype=torch.float64)
 VARIANTS = [make() for make in PATHS.values()] + [
@@ -11,6 +21,8 @@ VARIANTS = [make() for make in PATHS.values()] + [
     Polynomial(1.0),
     VariancePreserving(0.05, 12.0),
     PATHS["variance_exploding"](0.002, 80.0),
+    *(Interpolant(base, sigma) for base in BASES for sigma in (0.0, 0.1, 0.9)),
+    Interpolant("linear", 3.0),
 ]
 
 
@@ -65,6 +77,43 @@ def test_variance_exploding_ends():
     assert math.isclose(path.beta(1.0), 0.01, rel_tol=1e-12)
 
 
+@pytest.mark.parametrize("sigma", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("base", BASES)
+def test_an_interpolant_has_the_velocity_that_its_network_regresses(base, sigma):
+    # for data N(m, s^2) all is jointly Gaussian: E[y|x] = E[y] + cov(y, x)/var(x) (x - E[x])
+    t, m, s = INSIDE, 0.7, 0.5
+    rate, root = math.pi / 2, (1 - t**2).sqrt()
+    sine, cosine = (rate * t).sin(), (rate * t).cos()
+    a, b, da, db = {
+        "linear": (t, 1 - t, 1, -1),
+        "target": (t, 1 - (1 - sigma) * t, 1, -(1 - sigma)),
+        "cosine": (sine, cosine, rate * cosine, -rate * sine),
+        "linear_vp": (t, root, 1, -t / root),
+    }[base]
+    blur = 0.0 if base == "target" else sigma
+    variance, covariance = a**2 * s**2 + b**2 + blur**2, a * da * s**2 + b * db
+    x = torch.linspace(-3, 3, len(t)).double()[:, None]
+    regressed = da * m + covariance / variance * (x[:, 0] - a * m)
+    field = GaussianMixture(torch.full((1, 1), m, dtype=t.dtype), s).field(
+        Interpolant(base, sigma)
+    )
+    found = torch.cat([field(x[i : i + 1], t[i]) for i in range(len(t))])[:, 0]
+    torch.testing.assert_close(found, regressed, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_an_interpolant_leaves_its_noise_at_the_data(base):
+    path, far = Interpolant(base, 0.3), torch.tensor([-math.inf, math.inf])
+    assert path.alpha(0.0) == 0 and path.alpha(1.0) == 1
+    assert math.isclose(path.beta(1.0), 0.3)
+    assert math.isclose(path.beta(0.0), 1.0 if base == "target" else math.sqrt(1.09))
+    start, after = path.time(far).tolist()
+    assert start == 0 and after >= 1
+    pure = {"target": Linear(), "linear": Linear(), "cosine": Cosine()}.get(base)
+    if pure is not None:
+        assert torch.equal(torch.stack([*Interpolant(base)(INSIDE)]), torch.stack([*pure(INSIDE)]))
+
+
 def test_time_of_a_batch_multiplies_sample_by_sample_even_in_square_batches():
     z, eps = torch.ones(4, 1, 4, 4), torch.zeros(4, 1, 4, 4)
     x = Linear().flow_map(z, eps, torch.tensor([0.0, 0.25, 0.5, 1.0]))
@@ -82,6 +131,15 @@ def test_time_of_another_batch_size_is_refused():
         ("polynomial", {"degree": 0.5}, "degree must be at least 1 and finite, got 0.5"),
         ("variance_preserving", {"beta_min": 3.0, "beta_max": 2.0}, "beta_min < beta_max"),
         ("variance_exploding", {"sigma_min": 0.0}, "0 < sigma_min"),
+        ("interpolant", {"base": "polynomial"}, "one of linear, cosine, linear_vp, target, got"),
+        (
+            "interpolant",
+            {"sigma": -0.1},
+            "at least 0 and less than inf, got -0.1",
+        ),
+        ("interpolant", {"base": "target", "sigma": 1.0}, "less than 1.0, got 1.0"),
+        ("interpolant", {"sigma": math.nan}, "got nan"),
+        ("interpolant", {"coupled": "false"}, "coupled must be True or False, got 'false'"),
     ],
 )
 def test_impossible_paths_are_refused(name, kwargs, message):

@@ -24,10 +24,11 @@ WITHOUT_NOISE = {("sample", b) for b in PREDICTIONS if b != "sample"} | {
 IMPOSSIBLE = {
     ("linear", 0.0): WITHOUT_DATA,
     ("cosine", 0.0): WITHOUT_DATA,
+    ("interpolant", 0.0): WITHOUT_DATA,
     ("polynomial", 0.0): {(a, b) for a in NOISE | FLOW for b in ("sample", "v_prediction")},
     **{
         (name, 1.0): WITHOUT_NOISE
-        for name in ("linear", "cosine", "polynomial", "noise_level", "discrete")
+        for name in ("linear", "cosine", "polynomial", "noise_level", "discrete", "interpolant")
     },
     ("variance_preserving", 1.0): WITHOUT_NOISE
     | {(a, b) for a in PREDICTIONS if a not in FLOW for b in FLOW},

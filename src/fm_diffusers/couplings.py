@@ -94,7 +94,18 @@ def _draw(log_plan: Tensor, generator: torch.Generator | None) -> Tensor:
     return permutation
 
 
-#: Permutations of `n` noises by name, as functions of their lazily computed cost.
+#: Couplings by name. An entry is a function that returns a permutation of `n` noises, with
+#: parameters of its own by name; `cost()`, computed when it is called, has the shape `(n, n)`, a
+#: row for each data point:
+#:
+#:     def nearest(n, cost, generator):  # noise i goes to data point j
+#:         rows, taken = cost().clone(), []
+#:         for row in rows:
+#:             taken.append(int(row.argmin()))
+#:             rows[:, taken[-1]] = torch.inf
+#:         return torch.tensor(taken)
+#:
+#:     COUPLINGS["nearest"] = nearest
 COUPLINGS: dict[str, Callable[..., Tensor]] = {
     "independent": _independent,
     "optimal_transport": _optimal_transport,

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.paths import GaussianPath
-from fm_diffusers.predictions import check_prediction, convert
+from fm_diffusers.predictions import check_prediction, convert, target
 
 Field = Callable[[Tensor, Tensor], Tensor]
 
@@ -158,13 +158,16 @@ class GaussianMixture:
         return torch.cat(z).view_as(x), torch.cat(score).view_as(x)
 
     def field(self, path: GaussianPath, prediction: str = "velocity") -> Field:
-        """Return the exact marginal field of one kind on `path`, finite for every t in [0, 1]."""
+        """Return the exact marginal field of one kind on `path`, finite for every t in [0, 1].
+
+        (Of a user's own kind it is finite where its row is.)
+        """
         check_prediction(prediction)
 
         def field(x: Tensor, t: Tensor) -> Tensor:
             z, score = self.sample_and_score(path, x, t)
             c = path(t)
-            of_z, of_score = {
+            exact = {
                 "velocity": (c.d_alpha, -path.half_d_variance(t)),
                 "flow_prediction": (-c.d_alpha, path.half_d_variance(t)),
                 "sample": (1.0, 0.0),
@@ -172,8 +175,10 @@ class GaussianMixture:
                 "score": (0.0, 1.0),
                 "v_prediction": (-c.beta, -c.alpha * c.beta),
                 "edm": (2 / math.pi * c.d_alpha, -2 / math.pi * path.half_d_variance(t)),
-            }[prediction]
-            return of_z * z + of_score * score
+            }.get(prediction)
+            if exact is None:  # a user's row, from the noise
+                return target(path, prediction, z, -c.beta * score, t)
+            return exact[0] * z + exact[1] * score
 
         return field
 

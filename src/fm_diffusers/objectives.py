@@ -203,7 +203,13 @@ def _beta(
     return first / (first + second)
 
 
-#: Densities of the training time, by name.
+#: Densities of the training time, by name. An entry is a function that returns `n` times, with
+#: parameters of its own by name:
+#:
+#:     def late(n, generator, device, power=0.5):  # n times in [0, 1], 0 is noise
+#:         return torch.rand(n, generator=generator, device=device) ** power
+#:
+#:     TIME_SAMPLERS["late"] = late
 TIME_SAMPLERS: dict[str, TimeSampler] = {
     "uniform": _by_quantile(lambda u: u, _independent),
     "logit_normal": _by_quantile(_logit_normal, _independent),

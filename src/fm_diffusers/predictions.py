@@ -33,6 +33,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fm_diffusers.forms import misfit
 from fm_diffusers.paths import GaussianPath, as_time, expand_like
 from fm_diffusers.tables import look_up
 
@@ -53,6 +54,11 @@ def _quarter_turn(path: GaussianPath, t: Tensor) -> Tensor:
 
 
 def _minus_beta(path: GaussianPath, t: Tensor) -> Tensor:
+    if path.coupled:
+        raise ValueError(
+            f"there is no score on {path}: noise and data were paired in the training, so that "
+            "it follows from no other prediction; ask for the velocity"
+        )
     return -path.beta(t)
 
 
@@ -79,7 +85,19 @@ def _canonical(path: GaussianPath, t: Tensor) -> Row:
     return one, -one, one
 
 
-#: Each prediction `q` by its row, and the factor `f` that brings it there: `f q` has that row.
+#: Each prediction `q` by its row, and the factor `f` that brings it there: `f q` has that row. An
+#: entry is a pair of functions of the path and of times of any shape:
+#:
+#:     def row(path, t):  # (a, b, w): what is predicted is q with w f q = a z + b eps
+#:         one = torch.ones_like(t)
+#:         return one, -one, one
+#:
+#:     def factor(path, t):  # f
+#:         return torch.full_like(t, 2.0)
+#:
+#:     PREDICTIONS["mine"] = (row, factor)
+#:
+#: Whoever loads a pipeline saved with such a name must do the same first.
 PREDICTIONS: dict[str, tuple[Callable[[GaussianPath, Tensor], Row], Coefficient]] = {
     "velocity": (_velocity, _one),
     "flow_prediction": (_velocity, _minus_one),
@@ -94,7 +112,7 @@ PREDICTIONS: dict[str, tuple[Callable[[GaussianPath, Tensor], Row], Coefficient]
 #: clock integrate. No network need predict it, so it is not one of `PREDICTIONS`.
 CANONICAL = "canonical"
 
-_ROWS = PREDICTIONS | {CANONICAL: (_canonical, _one)}
+_CANONICAL = (_canonical, _one)
 
 
 def check_prediction(prediction: str) -> None:
@@ -102,11 +120,19 @@ def check_prediction(prediction: str) -> None:
     look_up("prediction type", PREDICTIONS, prediction)
 
 
+def _entry(prediction: str) -> tuple[Callable[[GaussianPath, Tensor], Row], Coefficient]:
+    if prediction == CANONICAL:
+        return _CANONICAL
+    return look_up("prediction type", PREDICTIONS, prediction)
+
+
 def _row(path: GaussianPath, prediction: str, t: Tensor) -> Row:
-    if prediction != CANONICAL:
-        check_prediction(prediction)
-    row, factor = _ROWS[prediction]
-    a, b, w = row(path, t)
+    row, factor = _entry(prediction)
+    found = row(path, t)
+    if not isinstance(found, tuple) or len(found) != 3:
+        got = len(found) if isinstance(found, tuple) else type(found).__name__
+        raise misfit("prediction type", prediction, f"row(path, t) must return three, got {got}")
+    a, b, w = found
     return a, b, w * factor(path, t)
 
 
@@ -140,7 +166,7 @@ def conversion(
     c, d, w_target = _row(path, target, t)
     if source == target:
         return torch.zeros_like(t), torch.ones_like(t)
-    (row, factor), (row_target, factor_target) = _ROWS[source], _ROWS[target]
+    (row, factor), (row_target, factor_target) = _entry(source), _entry(target)
     if row is row_target:
         return torch.zeros_like(t), factor(path, t) / factor_target(path, t)
     alpha, beta = path.alpha(t), path.beta(t)

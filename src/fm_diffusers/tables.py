@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fm_diffusers.forms import FORMS, misfit
+
 
 def look_up(kind: str, table: dict[str, Any], name: str) -> Any:
     """Return the entry of a table.
@@ -14,11 +16,14 @@ def look_up(kind: str, table: dict[str, Any], name: str) -> Any:
         name: the wanted one.
 
     Raises:
-        ValueError: if the table has no such name.
+        ValueError: if the table has no such name, or the entry another form; it shows one.
     """
     if not isinstance(name, str) or name not in table:
         raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(table)}")
-    return table[name]
+    entry = table[name]
+    if kind in FORMS and (fault := FORMS[kind].of_entry(entry)):
+        raise misfit(kind, name, fault)
+    return entry
 
 
 def make(
@@ -38,8 +43,8 @@ def make(
         **given: keyword arguments that do not come from the configuration.
 
     Raises:
-        ValueError: if the table has no such name, the entry no such parameter, or it cannot be
-            called with these.
+        ValueError: if the table has no such name, the entry no such parameter, it cannot be called
+            with these, or it or what it makes has another form; it shows one.
     """
     entry = look_up(kind, table, name)
     if not isinstance(parameters or {}, Mapping):
@@ -53,14 +58,23 @@ def make(
             f"{kind}_kwargs {sorted(map(str, unknown))} are no parameters of {name!r}; it has: "
             f"{_free(entry, given)}"
         )
+    arguments = given | dict(parameters or {})
     try:
-        return entry(**given, **(parameters or {}))
+        inspect.signature(entry).bind(**arguments)
+    except TypeError as error:
+        called = f"it is called with {', '.join(arguments) or 'nothing'}"
+        raise misfit(kind, name, f"{called}, and {error}") from error
+    try:
+        made = entry(**arguments)
     except (TypeError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"{kind} {name!r} cannot be made with {kind}_kwargs={dict(parameters or {})}: "
             f"{error}; it is called as {name}{inspect.signature(entry)} with "
             f"{', '.join(sorted(given)) or 'nothing'} given"
         ) from error
+    if kind in FORMS and (fault := FORMS[kind].of_made(made, arguments)):
+        raise misfit(kind, name, fault)
+    return made
 
 
 def _names(entry: Callable) -> set[str]:

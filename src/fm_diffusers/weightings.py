@@ -49,6 +49,7 @@ Hoogeboom et al., "Simpler Diffusion", https://arxiv.org/abs/2410.19324 (sigmoid
 "Scaling Rectified Flow Transformers", https://arxiv.org/abs/2403.03206 (densities).
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from fm_diffusers.diffusions import get_diffusion
+from fm_diffusers.forms import misfit
 from fm_diffusers.paths import GaussianPath, as_time
 from fm_diffusers.paths.base import check_positive
 from fm_diffusers.predictions import CANONICAL, check_prediction, conversion
@@ -172,7 +174,12 @@ def _sigma_sqrt() -> Weighting:
     return Weighting(("velocity",), lambda path, t, u: (path.alpha(t) / path.beta(t) + 1) ** 2 * u)
 
 
-#: Weightings by name, made from their parameters. `WEIGHTINGS["mine"] = ...` adds one.
+#: Weightings by name. An entry is a function of its parameters that returns a `Weighting`:
+#:
+#:     def late(power=2.0):  # a loss of the squared errors of these kinds, of degree one
+#:         return Weighting(("velocity",), lambda path, t, velocity: t**power * velocity)
+#:
+#:     WEIGHTINGS["late"] = late
 WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "uniform": _uniform,
     "flow_matching": _flow_matching,
@@ -227,5 +234,15 @@ def loss_weight(
     """
     check_prediction(prediction)
     t, row = as_time(t), make("weighting", WEIGHTINGS, weighting, parameters)
-    errors = (conversion(path, prediction, kind, t)[1].square() for kind in row.kinds)
-    return row.loss(path, t, *errors)
+    errors = [conversion(path, prediction, kind, t)[1].square() for kind in row.kinds]
+    try:
+        inspect.signature(row.loss).bind(path, t, *errors)
+    except TypeError as error:
+        fault = f"its loss is called with path, t and {len(errors)} squared errors, and {error}"
+        raise misfit("weighting", weighting, fault) from error
+    weight = row.loss(path, t, *errors)
+    if not isinstance(weight, Tensor) or weight.shape != t.shape:
+        got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        fault = f"its loss must have the shape {tuple(t.shape)} of t, got {got}"
+        raise misfit("weighting", weighting, fault)
+    return weight

@@ -41,6 +41,7 @@ from fm_diffusers.likelihood.integrators import Integrator, adaptive
 from fm_diffusers.paths import GaussianPath, Linear
 from fm_diffusers.predictions import CANONICAL
 from fm_diffusers.solvers import Multistep
+from fm_diffusers.solvers.adaptive import check_order
 
 #: The clock at the default ends where a model says nothing at t = 0 or at t = 1.
 INSIDE = (0.01, 0.999)
@@ -61,82 +62,87 @@ class LogDensity(NamedTuple):
     noise: Tensor
 
 
-@torch.no_grad()
 def invert(
-    field: Field,
     path: GaussianPath,
+    field: Field,
     x: Tensor,
-    prediction: str = "velocity",
     t_min: float | None = None,
     t_max: float | None = None,
+    prediction: str = "velocity",
     integrator: Integrator | None = None,
+    differentiable: bool = False,
 ) -> Tensor:
     r"""Return the noise that the sampling ODE carries to the data `x`.
 
     Args:
-        field: `f(x, t)`, returning what `prediction` names.
         path: the path of the field.
+        field: `f(x, t)`, returning what `prediction` names.
         x: data, shape `(batch, ...)`, float32 or float64.
-        prediction: what the field predicts, one of `PREDICTIONS`.
         t_min: where to end, 0 is noise; by default there, or inside (see the module).
         t_max: where to start, 1 is data; by default there, or inside.
+        prediction: what the field predicts, one of `PREDICTIONS`.
         integrator: `adaptive(...)`, the default, or `on_grid(...)`.
+        differentiable: whether gradients flow through it, to `x` and to what the field is made of.
 
     Returns:
         The samples at `t_min` on the path: what a pipeline takes as `latents`.
 
     Raises:
-        ValueError: if the model does not determine the slope at an end, or `x` is no float32 or
-            float64 data.
+        ValueError: if the model does not determine the slope at an end, `x` is no float32 or
+            float64 data, or it requires a gradient that is not given.
 
     Example:
         >>> from fm_diffusers.fields import GaussianMixture
         >>> data = GaussianMixture(torch.zeros(1, 1), 2.0)  # N(0, 2^2): the flow doubles x
-        >>> invert(data.field(Linear()), Linear(), torch.tensor([[2.0], [-4.0]])).round(decimals=3)
+        >>> invert(Linear(), data.field(Linear()), torch.tensor([[2.0], [-4.0]])).round(decimals=3)
         tensor([[ 1.],
                 [-2.]])
     """
-    _check_data(x)
-    slope, (start, end), scale = _on_clock(field, path, prediction, t_min, t_max)
-    return scale * (integrator or adaptive())(slope, end * x, end, start)
+    _check_data(x, differentiable)
+    with torch.set_grad_enabled(differentiable):
+        slope, (start, end), scale = _on_clock(path, field, t_min, t_max, prediction)
+        return scale * (integrator or adaptive())(slope, end * x, end, start)
 
 
-@torch.no_grad()
 def log_prob(
-    field: Field,
     path: GaussianPath,
+    field: Field,
     x: Tensor,
-    prediction: str = "velocity",
     t_min: float | None = None,
     t_max: float | None = None,
+    prediction: str = "velocity",
     num_probes: int | None = None,
     generator: torch.Generator | None = None,
     integrator: Integrator | None = None,
+    differentiable: bool = False,
 ) -> LogDensity:
     r"""Return :math:`\log p(x)` in nats, of the density that the sampling ODE makes of noise.
 
     Args:
+        path: the path of the field.
         field: `f(x, t)`, differentiable, each sample on its own, returning what `prediction`
             names.
-        path: the path of the field.
         x: data, shape `(batch, ...)`, float32 or float64.
-        prediction: what the field predicts, one of `PREDICTIONS`.
         t_min: where the noise is, 0; by default there, or inside (see the module).
         t_max: where the data is, 1; by default there, or inside.
+        prediction: what the field predicts, one of `PREDICTIONS`.
         num_probes: number K of random vectors for the divergence, with which the cost grows; None
             for exact divergences, whose cost grows with the dimension.
         generator: of these vectors.
         integrator: `adaptive(...)`, the default, or `on_grid(...)`.
+        differentiable: whether gradients flow through the result, to `x` and to what the field is
+            made of, by back-propagation through every evaluation: all are kept in memory.
 
     Raises:
         ValueError: if the model does not determine the slope at an end, the field cannot be
-            differentiated, `x` is no float32 or float64 data, or there is no random vector.
+            differentiated, `x` is no float32 or float64 data or requires a gradient that is not
+            given, or there is no random vector.
 
     Example:
         >>> from fm_diffusers.fields import GaussianMixture
         >>> data, x = GaussianMixture(torch.zeros(1, 1), 2.0), torch.tensor([[3.0]])
         >>> exact = torch.distributions.Normal(0, 2).log_prob(x)[:, 0]
-        >>> found = log_prob(data.field(Linear()), Linear(), x)
+        >>> found = log_prob(Linear(), data.field(Linear()), x)
         >>> bool((found.value - exact).abs() < 1e-3), found.standard_error.item()
         (True, 0.0)
     """
@@ -144,25 +150,41 @@ def log_prob(
         raise ValueError(
             f"num_probes must be at least 1, or None for exact divergences, got {num_probes}"
         )
-    _check_data(x)
-    slope, (start, end), scale = _on_clock(field, path, prediction, t_min, t_max)
+    _check_data(x, differentiable)
     probes = None if num_probes is None else rademacher(x, num_probes, generator)
-    flat, count = x.flatten(1), num_probes or 1
-    dim = flat.shape[1]
-    state = torch.cat([end * flat, flat.new_zeros(len(x), count)], 1)
-    with_density = _with_density(slope, x.shape, probes)
-    state = (integrator or adaptive())(with_density, state, end, start)
-    y, change = state.double().split([dim, count], 1)
-    variance = start**2 + (1 - start) ** 2
-    prior = -(y.square().sum(1) / variance + dim * math.log(2 * math.pi * variance)) / 2
-    each = prior[:, None] + dim * (change + math.log(end))
-    value = each.mean(1, keepdim=True)
-    variance_of_mean = (each - value).square().sum(1) / (count * (count - 1))  # 0/0 for one
-    error = torch.zeros_like(prior) if probes is None else variance_of_mean.sqrt()
-    return LogDensity(value[:, 0], error, scale * state[:, :dim].reshape(x.shape))
+    with torch.set_grad_enabled(differentiable):
+        slope, (start, end), scale = _on_clock(path, field, t_min, t_max, prediction)
+        flat, count = x.flatten(1), num_probes or 1
+        dim = flat.shape[1]
+        state = torch.cat([end * flat, flat.new_zeros(len(x), count)], 1)
+        with_density = _with_density(slope, x.shape, probes)
+        state = (integrator or adaptive())(with_density, state, end, start)
+        y, change = state.double().split([dim, count], 1)
+        variance = start**2 + (1 - start) ** 2
+        prior = -(y.square().sum(1) / variance + dim * math.log(2 * math.pi * variance)) / 2
+        each = prior[:, None] + dim * (change + math.log(end))
+        value = each.mean(1, keepdim=True)
+        error = _standard_error(each.detach()) if num_probes else torch.zeros_like(prior)
+        return LogDensity(value[:, 0], error.detach(), scale * state[:, :dim].reshape(x.shape))
 
 
-def _check_data(x: Tensor) -> None:
+def _standard_error(each: Tensor) -> Tensor:
+    """Return that of the mean over estimates of shape `(batch, K)`; NaN for one."""
+    count = each.shape[1]
+    squares = (each - each.mean(1, keepdim=True)).square().sum(1)
+    return (squares / (count * (count - 1))).sqrt()  # 0/0 for one
+
+
+def _check_data(x: Tensor, differentiable: bool) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"x must be a tensor of data, got {type(x).__name__}: arguments are (path, field, x)"
+        )
+    if x.requires_grad and torch.is_grad_enabled() and not differentiable:
+        raise ValueError(
+            "x requires a gradient, which is not computed unless asked for: pass "
+            "differentiable=True, or x.detach()"
+        )
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"x must be float32 or float64, got {x.dtype}: 8-bit images become points of a "
@@ -176,9 +198,10 @@ def _check_data(x: Tensor) -> None:
 
 
 def _on_clock(
-    field: Field, path: GaussianPath, prediction: str, t_min: float | None, t_max: float | None
+    path: GaussianPath, field: Field, t_min: float | None, t_max: float | None, prediction: str
 ) -> tuple[Field, tuple[float, float], float]:
     r"""Return :math:`F(y, u)`, the clock at both ends, and :math:`\alpha + \beta` at the noise."""
+    check_order(path, t_min, t_max)
     on_path = Multistep(path, prediction)
     inside = path.time(torch.logit(torch.tensor(INSIDE, dtype=torch.float64))).tolist()
     times = [
@@ -201,7 +224,7 @@ def _on_clock(
     def slope(y: Tensor, u: Tensor) -> Tensor:
         a, b = model.convert(CANONICAL, u)
         q = field(model.rescaling(u) * y, model.model_time(u))
-        return a * y + b * differentiable(q)
+        return a * y + b * (differentiable(q) if y.requires_grad else q)
 
     return slope, (clock[0], clock[1]), (c.alpha + c.beta)[0].item()
 
@@ -211,7 +234,8 @@ def _with_density(slope: Field, shape: torch.Size, probes: Tensor | None) -> Fie
     dim = math.prod(shape[1:])
 
     def field(state: Tensor, u: Tensor) -> Tensor:
-        value, estimates = divergence(slope, state[:, :dim].reshape(shape), u, probes)
+        x, wanted = state[:, :dim].reshape(shape), torch.is_grad_enabled()
+        value, estimates = divergence(slope, x, u, probes, wanted)
         return torch.cat([value.flatten(1), estimates.T / dim], 1)
 
     return field

@@ -42,7 +42,11 @@ def differentiable(value: Tensor) -> Tensor:
 
 
 def divergence(
-    field: Field, x: Tensor, t: Tensor, probes: Tensor | None = None
+    field: Field,
+    x: Tensor,
+    t: Tensor,
+    probes: Tensor | None = None,
+    create_graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""Return a field and its divergence :math:`\sum_i \partial f_i/\partial x_i`.
 
@@ -53,10 +57,10 @@ def divergence(
         probes: random vectors :math:`v_k`, shape `(K, batch, ...)`, for the estimates
             :math:`v_k^T J v_k`, one back-propagation each; None for the exact divergence, with
             one for each dimension.
+        create_graph: whether gradients flow through both results.
 
     Returns:
-        The field's value, and estimates of shape `(K, batch)`; `(1, batch)` if exact. No gradient
-        flows through them.
+        The field's value, and estimates of shape `(K, batch)`; `(1, batch)` if exact.
 
     Raises:
         ValueError: if the field does not depend on `x` by differentiable operations.
@@ -67,18 +71,20 @@ def divergence(
         tensor([[ 6., 14.]])
     """
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
+        x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
         value = differentiable(field(x, t))
-    terms = []
-    for v in _unit_vectors(x) if probes is None else probes:
-        (product,) = torch.autograd.grad(value, x, v, retain_graph=True, materialize_grads=True)
-        terms.append((product * v).flatten(1).sum(1))
-    estimates = torch.stack(terms)
-    return value.detach(), estimates.sum(0, keepdim=True) if probes is None else estimates
+        more = {"retain_graph": True, "create_graph": create_graph, "materialize_grads": True}
+        terms = []
+        for v in _unit_vectors(x) if probes is None else probes:
+            (product,) = torch.autograd.grad(value, x, v, **more)
+            terms.append((product * v).flatten(1).sum(1))
+        estimates = torch.stack(terms)
+        estimates = estimates.sum(0, keepdim=True) if probes is None else estimates
+    return (value, estimates) if create_graph else (value.detach(), estimates.detach())
 
 
 def _unit_vectors(x: Tensor) -> Iterator[Tensor]:
     for i in range(x[0].numel()):
-        v = torch.zeros_like(x).flatten(1)
+        v = torch.zeros_like(x, requires_grad=False).flatten(1)
         v[:, i] = 1
         yield v.view_as(x)

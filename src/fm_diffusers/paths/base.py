@@ -26,6 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fm_diffusers.forms import misfit
+
 
 class Coefficients(NamedTuple):
     r"""The four numbers of a path at a time: :math:`\alpha, \beta, \dot\alpha, \dot\beta`."""
@@ -97,15 +99,21 @@ class GaussianPath:
     r"""A path :math:`x_t = \alpha_t z + \beta_t \varepsilon`.
 
     Subclasses give `coefficients` and `time`.
+
+    Attributes:
+        coupled: whether noise and data were paired in the training, so that no score follows from
+            the velocity, and solvers refuse a diffusion.
     """
+
+    coupled: bool = False
 
     def coefficients(self, t: Tensor) -> Coefficients:
         r"""Return :math:`\alpha_t, \beta_t, \dot\alpha_t, \dot\beta_t` in the shape of `t`."""
-        raise NotImplementedError
+        raise misfit("path", type(self).__name__, "it has no coefficients")
 
     def time(self, log_snr: Tensor) -> Tensor:
         r"""Return the time at which :math:`\log(\alpha_t/\beta_t)` has the given value."""
-        raise NotImplementedError
+        raise misfit("path", type(self).__name__, "it has no time")
 
     def __call__(self, t: float | Tensor) -> Coefficients:
         """Return the coefficients at `t`, a number or a tensor of any shape."""
@@ -174,3 +182,46 @@ def common_times(path: GaussianPath, other: GaussianPath) -> tuple[float, float]
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     first, last = path.time(other.log_snr(ends)).clamp(0, 1).tolist()
     return first, last
+
+
+#: Times strictly inside at which a path is tried, no node of any table.
+_TRIED, _STEP = torch.tensor([0.2037, 0.5071, 0.8113], dtype=torch.float64), 1e-5
+
+
+def check_path(path: GaussianPath) -> None:
+    """Raise a `ValueError` that shows the right form if `path` is not what solvers need.
+
+    Its coefficients must be four tensors in the shape of the time, the last two derivatives of the
+    first two, with a signal-to-noise ratio that increases, of which `time` is the inverse.
+    """
+    name = type(path).__name__
+    if not isinstance(path, GaussianPath):
+        raise misfit("path", name, f"a {name} is no GaussianPath")
+    t, h = _TRIED, _STEP
+    found = path(t)
+    four = isinstance(found, Coefficients)
+    if not four or not all(isinstance(c, Tensor) and c.shape == t.shape for c in found):
+        fault = "coefficients(t) must return Coefficients, four tensors in the shape of t, got a "
+        raise misfit("path", name, fault + type(found).__name__)
+    before, after = path(t - h), path(t + h)
+    for value, rate in (("alpha", "d_alpha"), ("beta", "d_beta")):
+        slope = (getattr(after, value) - getattr(before, value)) / (2 * h)
+        error = (getattr(found, rate) - slope).abs() / (1e-3 + slope.abs())
+        if not (error < 0.02).all():
+            fault = f"{rate} must be the derivative of {value}, {slope.tolist()} at t = "
+            raise misfit("path", name, f"{fault}{t.tolist()}, got {getattr(found, rate).tolist()}")
+    log_snr = path.log_snr(t)
+    if not (log_snr.diff() > 0).all():
+        fault = (
+            f"alpha/beta must increase from noise (t = 0) to data, got {log_snr.exp().tolist()}"
+        )
+        raise misfit("path", name, fault)
+    times = path.time(log_snr)
+    if (
+        not isinstance(times, Tensor)
+        or times.shape != t.shape
+        or not (times - t).abs().max() < 1e-3
+    ):
+        got = times.tolist() if isinstance(times, Tensor) else type(times).__name__
+        fault = f"time must be the inverse of log_snr, {t.tolist()}, got {got}"
+        raise misfit("path", name, fault)

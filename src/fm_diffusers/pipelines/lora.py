@@ -26,8 +26,11 @@ from typing import Any
 
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from diffusers.loaders import PeftAdapterMixin, StableDiffusionLoraLoaderMixin
+from diffusers.loaders.lora_base import _fetch_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from fm_diffusers.pipelines.kohya import from_kohya, is_kohya
 
 for network in (UNet2DModel, DiTTransformer2DModel):
     if not issubclass(network, PeftAdapterMixin):
@@ -71,6 +74,30 @@ def lora_layers(adapter_name: str = "default", **networks: nn.Module) -> dict[st
     return taken
 
 
+def _fetched(
+    source: str | dict[str, Tensor],
+    weight_name: str | None = None,
+    use_safetensors: bool | None = None,
+    **where: Any,
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Return a LoRA as it is written, and what its file says of it."""
+    places = ("local_files_only", "cache_dir", "force_download", "proxies", "token", "revision")
+    unknown = set(where) - {*places, "subfolder"}
+    if unknown:
+        raise ValueError(
+            f"load_lora_weights has no arguments {sorted(unknown)}: where to look is said by "
+            f"weight_name, use_safetensors, subfolder, {', '.join(places)}"
+        )
+    return _fetch_state_dict(
+        source,
+        weight_name,
+        use_safetensors is not False,
+        **dict.fromkeys((*places, "subfolder")) | {"force_download": False} | where,
+        user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
+        allow_pickle=not use_safetensors,
+    )
+
+
 class LoraLoader(StableDiffusionLoraLoaderMixin):
     """Adapters for whatever network a pipeline has, to stand before `DiffusionPipeline`."""
 
@@ -89,23 +116,25 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
         """Load adapters from a folder, a file, the Hub or a state dict, and make them active.
 
         Args:
-            pretrained_model_name_or_path_or_dict: what `save_lora_weights` wrote; keys begin with
-                the name of a component.
+            pretrained_model_name_or_path_or_dict: what `save_lora_weights` wrote, whose keys begin
+                with the name of a component, or a LoRA with kohya's names; see `kohya`.
             adapter_name: under which they are mixed; by default `default_0` and so on.
             hotswap: whether to replace the adapter that has this name.
-            **kwargs: of diffusers' `lora_state_dict`: `weight_name`, `subfolder`, `token`, ...
+            **kwargs: where to look: `weight_name`, `subfolder`, `revision`, `token`, `cache_dir`,
+                `force_download`, `local_files_only`, `proxies`, `use_safetensors`.
 
         Raises:
             ValueError: for weights that are no adapters, or of layers that are not here.
         """
         source = pretrained_model_name_or_path_or_dict
         source = dict(source) if isinstance(source, dict) else str(source)
-        layers, alphas, metadata = self.lora_state_dict(
-            source, return_lora_metadata=True, **kwargs
-        )
+        layers, metadata = _fetched(source, **kwargs)
+        if is_kohya(layers):
+            able = {name: getattr(self, name) for name in self._lora_loadable_modules}
+            layers, metadata = from_kohya(layers, able)
         self.check_lora_layers(layers)
         options = {"adapter_name": adapter_name, "hotswap": hotswap, "metadata": metadata}
-        options |= {"network_alphas": alphas, "_pipeline": self}
+        options |= {"network_alphas": None, "_pipeline": self}
         for name in sorted({key.split(".")[0] for key in layers}):
             if name == "text_encoder":
                 self.load_lora_into_text_encoder(layers, text_encoder=self.text_encoder, **options)

@@ -52,7 +52,17 @@ def _tangent(turn: Tensor) -> Tensor:
     return torch.sin(math.pi / 2 * turn) / torch.sin(math.pi / 2 * (1 - turn))
 
 
-#: The conventions by their names in a saved configuration.
+#: The conventions by their names in a saved configuration. An entry is four functions, the second
+#: and the last the inverses of the others:
+#:
+#:     TIME_CONVENTIONS["percent"] = Convention(  # N is num_train_timesteps
+#:         timestep=lambda path, N, t: 100 * (1 - t),  # what the network is fed at the time t
+#:         time=lambda path, N, timestep: 1 - timestep / 100,
+#:         sigma=lambda path, N, t: 1 - t,
+#:         time_of_sigma=lambda path, N, sigma: 1 - sigma,
+#:     )
+#:
+#: Whoever loads a pipeline saved with such a name must do the same first.
 TIME_CONVENTIONS: dict[str, Convention] = {
     "descending": Convention(
         timestep=lambda path, n, t: n * (1 - t),

@@ -42,6 +42,7 @@ class Plan:
         largest: the largest magnitude of these.
         node_rows: the weights of every step with nothing remembered, on the device.
         node_times: `times` on the device.
+        one_step: the solver of first order for the same process, DDIM's step with its eta.
     """
 
     clock: Clock
@@ -63,6 +64,7 @@ class Plan:
     largest: float = field(init=False)
     node_rows: Tensor = field(init=False)
     node_times: Tensor = field(init=False)
+    one_step: Solver = field(init=False)
 
     def __post_init__(self) -> None:
         size, values = memory_size(self.steps), self.fed.tolist()
@@ -84,6 +86,7 @@ class Plan:
             "table": table,
             "node_rows": table[:, 0, :8].to(**there),
             "node_times": self.times.to(**there),
+            "one_step": first_order(self.solver),
             "memory_size": size,
             "noisy": any(step.std for step in self.steps),
             "values": values,

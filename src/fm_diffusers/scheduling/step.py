@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fm_diffusers.predictions import CANONICAL
 from fm_diffusers.scheduling.place import Place, rounding
-from fm_diffusers.scheduling.plan import Plan, first_order
+from fm_diffusers.scheduling.plan import Plan
 from fm_diffusers.scheduling.rows import Bounds, carry_out, read, rows_of
 from fm_diffusers.scheduling.transition import Transition, in_dtype
 
@@ -100,9 +100,8 @@ def from_time(plan: Plan, timestep: float, output: Output, bounds: Bounds) -> Tr
             f"of the grid, {end:g}: pass elements of scheduler.timesteps, or a time in between"
         )
     after = int(torch.searchsorted(plan.times, t, right=True))
-    solver = first_order(plan.solver)
-    steps = solver.plan(torch.tensor([t, plan.times[after]], dtype=torch.float64))
-    row = read(rows_of(solver, steps, 0)[0][0])
+    steps = plan.one_step.plan(torch.tensor([t, plan.times[after]], dtype=torch.float64))
+    row = read(rows_of(plan.one_step, steps, 0)[0][0])
     mean, original, _ = carry_out(row, bounds, (), output.x, output.q, output.known)
     index = (*plan.starts, len(plan.steps))[after]
     place = Place(index, 0)
@@ -152,7 +151,7 @@ def first_order_rows(plan: Plan, t: Tensor) -> Tensor:
     Returns:
         The weights of a `Row` with one slope, shape `(*t.shape, 8)`.
     """
-    solver, times = first_order(plan.solver), plan.node_times.to(t.device, t.dtype)
+    solver, times = plan.one_step, plan.node_times.to(t.device, t.dtype)
     after = torch.searchsorted(times, t + 1e-6, right=True).clamp(max=len(times) - 1)
     landing = solver.landing(t, torch.maximum(times[after], t))
     now, end = solver.path(t), solver.path(landing.t)

@@ -17,6 +17,7 @@ Equations", https://arxiv.org/abs/1806.07366.
 """
 
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -77,6 +78,7 @@ def integrate_adaptive(
         ) from error
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    check_order(path, t_min, t_max)
     ends = torch.tensor([t_min, t_max], dtype=torch.float64)
     _check_ends(path, prediction, ends)
     c = path(ends)
@@ -96,6 +98,16 @@ def integrate_adaptive(
     # without step_t the last step would pass the end, and be interpolated
     y = odeint(slope, x / scale[0], u, rtol=rtol, atol=atol, method=method, options={"step_t": u})
     return scale[1] * y[1]
+
+
+def check_order(path: GaussianPath, t_min: float | None, t_max: float | None) -> None:
+    """Raise a `ValueError` for arguments that are not in the order of all such functions."""
+    order = "the order is (path, field, x, t_min, t_max, prediction)"
+    if not isinstance(path, GaussianPath):
+        raise ValueError(f"path must be a GaussianPath, got {type(path).__name__}: {order}")
+    for name, t in (("t_min", t_min), ("t_max", t_max)):
+        if not (t is None or isinstance(t, Real) or isinstance(t, Tensor) and t.ndim == 0):
+            raise ValueError(f"{name} must be a time from 0 (noise) to 1, got {t!r}: {order}")
 
 
 def _check_ends(path: GaussianPath, prediction: str, ends: Tensor) -> None:

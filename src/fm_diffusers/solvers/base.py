@@ -36,6 +36,7 @@ from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion
 from fm_diffusers.paths import GaussianPath, as_time, snapped
+from fm_diffusers.paths.base import check_path
 from fm_diffusers.predictions import CANONICAL, check_prediction, conversion, is_defined
 from fm_diffusers.solvers.consistency import check_weights
 
@@ -165,6 +166,16 @@ class Solver:
 
     def __post_init__(self) -> None:
         check_prediction(self.prediction)
+        paths = [self.path, *([] if self.model_path is None else [self.model_path])]
+        for path in paths:
+            check_path(path)
+        paired = [path for path in paths if path.coupled]
+        if paired and self.diffusion is not None:
+            raise ValueError(
+                f"diffusion must be None on {paired[0]}: noise and data were paired in the "
+                "training, so that the velocity does not determine the score that an SDE needs; "
+                "sample the ODE, or a network that was trained with independent noise"
+            )
 
     @cached_property
     def noisy(self) -> bool:

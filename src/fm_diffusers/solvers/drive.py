@@ -20,6 +20,11 @@ def trajectory(
     noise: Noise | None = None,
 ) -> Iterator[Tensor]:
     """Yield the sample at every time of the grid after the first; see `integrate`."""
+    if not isinstance(solver, Solver):
+        raise ValueError(
+            f"solver must be a Solver made with its path, SOLVERS['heun'](path), got "
+            f"{type(solver).__name__}: the order is (solver, field, x, times)"
+        )
     plan = solver.plan(times)
     size = memory_size(plan)
     if noise is None and any(step.std for step in plan):
