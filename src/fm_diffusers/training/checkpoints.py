@@ -32,6 +32,7 @@ from fm_diffusers.training.finished import clear, find_outcome, steps_of
 MANIFEST = "manifest.json"
 #: What to do about an argument that has changed, so that the run would have been the same.
 WAYS_OUT = {
+    "lr_warmup_steps": "; give one that is shorter than the first part of the run",
     "lr_scheduler_steps": "; where more steps may be wanted later, say --lr_scheduler_steps at "
     "the start, or --lr_scheduler constant_with_warmup, which does not depend on the end",
 }

@@ -64,11 +64,11 @@ def plan_steps(args: TrainingArguments, loader: DataLoader, processes: int = 1) 
 
     Raises:
         ValueError: if numbers contradict each other: an epoch without a batch for every process,
-            a step of more batches than an epoch has, a warm-up that does not end within the
-            schedule, a schedule that ends before the run, a warm-up of `constant`.
+            a step of more batches than an epoch has, a schedule that ends before the run, a
+            warm-up of `constant`.
 
     Numbers that can be honoured in another way than they read give a warning: epochs beside
-    steps, and intervals that are longer than the run.
+    steps, intervals that are longer than the run, a warm-up that does not end within the schedule.
     """
     epoch = epoch_length(args, loader, processes)
     epochs = args.num_train_epochs or EPOCHS
@@ -120,12 +120,14 @@ def warmup_of(args: TrainingArguments, schedule: int) -> int:
     if given is None:
         return WARMUP if schedule >= 2 * WARMUP else 0
     if given and given >= schedule:
-        raise ValueError(
-            f"--lr_warmup_steps {given} must be fewer than the {schedule} steps of the schedule, "
-            f"or the rate never gets beyond {(schedule - 1) / given:.2g} of --learning_rate: "
-            "choose fewer, train longer, or say --lr_scheduler_steps if this run is the first "
-            "part of a longer one"
+        warnings.warn(
+            f"--lr_warmup_steps {given} are not fewer than the {schedule} steps of the schedule, "
+            f"and the rate would never get beyond {(schedule - 1) / given:.2g} of --learning_rate: "
+            f"the warm-up is {schedule // 10} steps, a tenth. Choose fewer, or say by "
+            "--lr_scheduler_steps that this run is the first part of a longer one",
+            stacklevel=3,
         )
+        return schedule // 10
     return given
 
 
