@@ -221,7 +221,6 @@ class Prompted(nn.Module):
 
 
 def main(args: TextArguments) -> None:
-    check_output(args)
     accelerator = start(args)
     repo_id = create_repository(args, accelerator)
     base, args = adopt(args, "train_text_to_image.py") if args.init_from else (None, args)
@@ -231,6 +230,7 @@ def main(args: TextArguments) -> None:
         data = load_data(args, **columns)
         held_out = hold_out(args, data, **columns)
     captions = known_captions(args, data)
+    check_output(args)
     if base is None:
         tokenizer, text_encoder = make_text_encoder(args, captions)
         scheduler = args.scheduler()

@@ -79,3 +79,23 @@ def test_folders_of_nothing_of_several_and_of_models_are_told(saved, tmp_path):
     (tmp_path / "empty" / "model_index.json").write_text("{}")
     with pytest.raises(ValueError, match="holds a trained pipeline .* no data set: name a folder"):
         load_images(str(tmp_path / "empty"))
+
+
+def test_the_folder_above_several_data_sets_is_told(tmp_path):
+    """Read together they would be one data set, with the classes of the first."""
+    folder = tmp_path / "data"
+    for name, names in (("one", ["a", "b", "c"]), ("two", ["x"])):
+        (folder / name).mkdir(parents=True)
+        features = datasets.Features(
+            image=datasets.Image(), label=datasets.ClassLabel(names=names)
+        )
+        columns = {"image": [Image.fromarray(PIXELS[0])], "label": [len(names) - 1]}
+        data = datasets.Dataset.from_dict(columns, features=features)
+        data.to_parquet(folder / name / "train-00000-of-00001.parquet")
+    assert load_images(str(folder / "one")).num_classes == 3
+    with pytest.raises(ValueError, match="one level too high, it holds the data sets one, two: "):
+        load_images(str(folder))
+    (folder / "notes").mkdir()
+    (folder / "notes" / "notes.xyz").write_text("nothing")
+    with pytest.raises(ValueError, match="'.*notes' cannot be read as one data set of images"):
+        load_images(str(folder / "notes"))

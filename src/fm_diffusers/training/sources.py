@@ -1,5 +1,6 @@
 r"""Where images come from: the Hub, a folder, a file, what `save_to_disk` wrote, scikit-learn."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ def open_rows(
 ) -> "datasets.Dataset | datasets.IterableDataset":
     """Return the rows of a data set."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetsError
 
     if name == "digits":
         return digits(split).to_iterable_dataset() if streaming else digits(split)
@@ -36,12 +37,26 @@ def open_rows(
                 "parquet", data_files={split: name}, split=split, streaming=streaming
             )
         return load_dataset(name, config, split=split, streaming=streaming)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-        raise ValueError(
-            f"--dataset_name {name!r} is neither a local folder nor a data set that the Hub gives "
-            "(check the spelling, the connection, HF_HUB_OFFLINE, and `hf auth login` for private "
-            "ones); `digits` needs no network"
-        ) from error
+    except (ConnectionError, FileNotFoundError, ValueError, DatasetsError) as error:
+        if folder.is_dir():
+            below = sorted(path.name for path in folder.iterdir() if path.is_dir())
+            hint = f"; below it are {', '.join(below[:10])}, is it one of them?" if below else ""
+            raise ValueError(
+                f"--dataset_name {name!r} cannot be read as one data set of images "
+                f"({error.__cause__ or error}){hint}"
+            ) from error
+        if isinstance(error, ConnectionError | FileNotFoundError):  # the data set is not found
+            raise unknown(name) from error
+        raise
+
+
+def unknown(name: str) -> ValueError:
+    """Return the error of a name that stands for nothing."""
+    return ValueError(
+        f"--dataset_name {name!r} is neither a local folder nor a data set that the Hub gives "
+        "(check the spelling, the connection, HF_HUB_OFFLINE, and `hf auth login` for private "
+        "ones); `digits` needs no network"
+    )
 
 
 def open_saved(folder: Path, config: str | None, split: str) -> "datasets.Dataset":
@@ -76,11 +91,27 @@ def check_folder(folder: Path) -> None:
             "class folders, or with a metadata.jsonl), of parquet files, or of save_to_disk"
         )
     below = [path.name for path in inside if any((path / file).is_file() for file in SAVED)]
-    if below:
+    if below or len(set((schemas := dict(schemas_below(inside))).values())) > 1:
+        below = below or [*schemas]
         raise ValueError(
             f"--dataset_name {str(folder)!r} is one level too high, it holds the data sets "
             f"{', '.join(sorted(below))}: name {str(folder / min(below))!r} for example"
         )
+
+
+def schemas_below(folders: list[Path]) -> Iterator[tuple[str, str]]:
+    """Yield the names of folders with parquet files, and what the columns of the first are."""
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import read_schema
+
+    for folder in sorted(folders):
+        for file in sorted(folder.rglob("*.parquet"))[:1]:
+            try:
+                schema = read_schema(file)
+            except ArrowInvalid:  # whoever reads it will say so
+                continue
+            features = (schema.metadata or {}).get(b"huggingface", b"").decode()
+            yield folder.name, features or str(schema.remove_metadata())
 
 
 def digits(split: str) -> "datasets.Dataset":

@@ -122,7 +122,7 @@ def warmup_of(args: TrainingArguments, schedule: int) -> int:
     if given and given >= schedule:
         warnings.warn(
             f"--lr_warmup_steps {given} are not fewer than the {schedule} steps of the schedule, "
-            f"and the rate would never get beyond {(schedule - 1) / given:.2g} of --learning_rate: "
+            f"and the rate would not get beyond {(schedule - 1) / given:.2g} of --learning_rate: "
             f"the warm-up is {schedule // 10} steps, a tenth. Choose fewer, or say by "
             "--lr_scheduler_steps that this run is the first part of a longer one",
             stacklevel=3,
