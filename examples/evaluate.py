@@ -17,6 +17,7 @@ one; `--push_to_hub` pushes the folder.
 
 import json
 import time
+from collections import ChainMap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -27,13 +28,14 @@ import torch
 from evaluation_report import FIGURES, draw, line, numbers
 from huggingface_hub import create_repo
 from torch import Tensor
-from transformers import HfArgumentParser
 
-from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
+from fm_diffusers import DIFFUSIONS, SOLVERS, FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.evaluation import Judge, train_classifier
 from fm_diffusers.likelihood import bits_per_dimension, dequantize, log_prob, on_grid
+from fm_diffusers.training.command_line import parse
 from fm_diffusers.training.data import load_images
-from fm_diffusers.training.publishing import conditioning, push, write_card
+from fm_diffusers.training.plugins import PLUGINS, load_plugins
+from fm_diffusers.training.publishing import conditioning, push, retitle, write_card
 
 
 @dataclass
@@ -55,10 +57,15 @@ class EvaluationArguments:
     max_real_images: int = field(default=40_000, metadata={"help": "Of each split."})
     num_samples: int = 500
     batch_size: int = 250
-    solvers: list[str] = field(default_factory=lambda: ["predictor_corrector"])
+    solvers: list[str] = field(
+        default_factory=lambda: ["predictor_corrector"], metadata={"choices": SOLVERS}
+    )
     diffusions: list[str] = field(
         default_factory=lambda: ["none", "memoryless"],
-        metadata={"help": "Coefficients of the noise, `none` is the ODE."},
+        metadata={
+            "choices": ChainMap({"none": None}, DIFFUSIONS),
+            "help": "Coefficients of the noise, `none` is the ODE.",
+        },
     )
     num_inference_steps: list[int] = field(default_factory=lambda: [4, 10, 20, 50])
     guidance_scales: list[float] = field(default_factory=lambda: [1.0])
@@ -66,12 +73,17 @@ class EvaluationArguments:
     likelihood_steps: int = field(default=20, metadata={"help": "Of RK4, four evaluations each."})
     seed: int = 0
     output_dir: str | None = field(default=None, metadata={"help": "By default the model folder."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace the figures of an earlier evaluation."}
+    )
+    plugins: list[str] = field(default_factory=list, metadata=PLUGINS)
     push_to_hub: bool = field(default=False, metadata={"help": "The folder with its new card."})
     hub_model_id: str | None = None
     hub_private_repo: bool = field(default=False, metadata={"help": "Of a new repository."})
     hub_token: str | None = None
 
     def __post_init__(self) -> None:
+        load_plugins(self.plugins)
         if self.num_samples < 4:
             raise ValueError(f"--num_samples must be at least 4, got {self.num_samples}")
         if self.num_likelihood_images not in (0, *range(2, self.max_real_images)):
@@ -222,6 +234,11 @@ def results(args: EvaluationArguments) -> Path:
             f"--push_to_hub pushes a trained pipeline with its card, but {folder} has no "
             "training.json: push from the folder of the training"
         )
+    if (folder / "evaluation.json").exists() and not args.overwrite_output_dir:
+        raise ValueError(
+            f"{folder} has an evaluation.json: --overwrite_output_dir replaces it, or choose "
+            "another --output_dir"
+        )
     record = json.loads(trained.read_text()) if trained.is_file() else {}
     coupling = record.get("coupling", "independent")
     if coupling != "independent" and set(args.diffusions) != {"none"}:
@@ -236,12 +253,11 @@ def results(args: EvaluationArguments) -> Path:
 def publish(args: EvaluationArguments, folder: Path) -> None:
     """Renew the model card and push the folder, under the name that it has on the Hub."""
     if args.push_to_hub:
-        name, file = args.hub_model_id or folder.resolve().name, folder / "training.json"
+        name = args.hub_model_id or folder.resolve().name
         repo_id = create_repo(
             name, private=args.hub_private_repo or None, token=args.hub_token, exist_ok=True
         ).repo_id
-        record = json.loads(file.read_text()) | {"title": repo_id}
-        file.write_text(json.dumps(record, indent=2) + "\n")
+        retitle(folder, repo_id)
     write_card(folder)
     if args.push_to_hub:
         push(folder, repo_id, "Evaluate", args.hub_token)
@@ -284,4 +300,4 @@ def main(args: EvaluationArguments) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()[0])
+    main(parse(EvaluationArguments))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fm_diffusers import FlowMatchingPipeline
 from fm_diffusers.pipelines.lora import lora_layers
+from fm_diffusers.training.plugins import plugin_lines
 from fm_diffusers.training.publishing import ASKED, conditioning, push
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ them (upper half) and with them (lower half):
 
 ```python
 from fm_diffusers import FlowMatchingPipeline
-
+{plugins}
 pipe = FlowMatchingPipeline.from_pretrained("{model}")
 pipe.load_lora_weights("{title}")
 images = pipe({asked}num_inference_steps=20).images
@@ -67,6 +68,7 @@ def publish_adapter(
         model=Path(args.model).name if local and repo_id else args.model,
         dataset=data.name if (data := Path(args.dataset_name)).exists() else args.dataset_name,
         asked=asked,
+        plugins=plugin_lines(figures),
         table="\n".join(f"| {key} | {value} |" for key, value in figures.items()),
         command=args.command(),
     )

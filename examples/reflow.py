@@ -23,17 +23,19 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, random_split
 from train_mnist import train
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.pipelines.conditions import Asked
 from fm_diffusers.predictions import convert
-from fm_diffusers.training.arguments import parse, start
+from fm_diffusers.training.arguments import check_output, parse, start
 from fm_diffusers.training.flow import LossArguments, flow_loss
+from fm_diffusers.training.held_out import HeldOut, held_out_share
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.publishing import create_repository, publish
+from fm_diffusers.training.tuning import network_of
 
 
 @dataclass
@@ -50,6 +52,16 @@ class ReflowArguments(LossArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.validation_split is not None and held_out_share(self.validation_split) is None:
+            raise ValueError(
+                f"--validation_split {self.validation_split}: pairs are drawn and have no splits, "
+                "hold out a share of them, such as 0.1"
+            )
+        if self.num_pairs < self.train_batch_size:
+            raise ValueError(
+                f"--num_pairs {self.num_pairs} are fewer than --train_batch_size "
+                f"{self.train_batch_size}: draw more pairs, or choose a smaller batch"
+            )
         if self.coupling != "independent":
             raise ValueError(f"--coupling {self.coupling}: pairs come from the trained flow")
         if not 0 <= self.label_dropout <= 1:
@@ -73,7 +85,9 @@ def load(model: str) -> FlowMatchingPipeline:
             f"{model} predicts {pipe.scheduler.config.prediction_type!r}, which has no velocity "
             "at the noise: train it with another --prediction_type"
         )
-    pipe.scheduler = GaussianFlowScheduler.from_config(pipe.scheduler.config, diffusion=None)
+    pipe.scheduler = GaussianFlowScheduler.from_config(
+        pipe.scheduler.config, diffusion=None, calibration=None
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -132,13 +146,19 @@ def measure(pipe: FlowMatchingPipeline, seed: int, count: int = 64) -> dict[str,
 
 
 def main(args: ReflowArguments) -> None:
+    check_output(args)
     accelerator = start(args)
     repo_id = create_repository(args, accelerator)
     pipe = load(args.model).to(accelerator.device)
     args.check_bounds(pipe.scheduler)
-    name, null = ("unet", "transformer")[pipe.network is not pipe.unet], pipe.config.null_label
+    null = pipe.config.null_label
     before = measure(pipe, args.seed + 1)
-    pairs = draw_pairs(pipe, args, accelerator)
+    pairs, held_out = draw_pairs(pipe, args, accelerator), None
+    if args.validation_split is not None:
+        share = held_out_share(args.validation_split)
+        generator = torch.Generator().manual_seed(args.seed)
+        pairs, kept = random_split(pairs, [1 - share, share], generator)
+        held_out = HeldOut(kept, None, args.train_batch_size, args.seed)
 
     def loss_of(network: nn.Module, batch: list[Tensor]) -> Tensor:
         eps, z, label = batch
@@ -148,23 +168,20 @@ def main(args: ReflowArguments) -> None:
         condition = label if pipe.network_takes_labels else None
         return flow_loss(args, pipe.scheduler, network, z, eps, condition)
 
-    def straightened(network: nn.Module) -> FlowMatchingPipeline:
-        return FlowMatchingPipeline(**pipe.components | {name: network}, null_label=null)
-
     def draw(network: nn.Module) -> Image.Image:
         shown = asked(pipe, 4 * min(pipe.num_classes, 10) or 40)
-        return sample_grid(straightened(network), stochastic=False, **shown)
+        return sample_grid(network_of(pipe, network), stochastic=False, **shown)
 
     loader = DataLoader(pairs, args.train_batch_size, shuffle=True, drop_last=True)
-    network, figures = train(
-        args, accelerator, keep_labels(copy.deepcopy(pipe.network)).train(), loader, loss_of, draw
-    )
-    if accelerator.is_main_process:
-        after = measure(straightened(network), args.seed + 1)
+    network = keep_labels(copy.deepcopy(pipe.network)).train()
+    outcome = train(args, accelerator, network, loader, loss_of, draw, held_out)
+    if outcome is not None and accelerator.is_main_process:
+        straight, figures = network_of(pipe, outcome[0]), outcome[1]
+        after = measure(straight, args.seed + 1)
         rows = {f"{name}, before and after": f"{before[name]}, {after[name]}" for name in after}
         figures = {"straightened from": args.model, "coupling": "reflow"} | figures | rows
         dataset = f"samples of {args.model}"
-        publish(args, straightened(network), draw(network), figures, dataset, repo_id)
+        publish(args, straight, draw(outcome[0]), figures, dataset, repo_id)
     accelerator.end_training()
 
 

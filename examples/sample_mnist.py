@@ -13,10 +13,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from transformers import HfArgumentParser
 
-from fm_diffusers import FlowMatchingPipeline
+from fm_diffusers import DIFFUSIONS, FlowMatchingPipeline
+from fm_diffusers.training.command_line import parse
 from fm_diffusers.training.pictures import processes
+from fm_diffusers.training.plugins import PLUGINS, load_plugins
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -30,9 +31,15 @@ class SamplingArguments:
     output_dir: str | None = field(default=None, metadata={"help": "By default the model folder."})
     ode_steps: int = 20
     sde_steps: int = 50
-    diffusion: str = field(default="memoryless", metadata={"help": "Coefficient of the SDE."})
+    diffusion: str = field(
+        default="memoryless", metadata={"choices": DIFFUSIONS, "help": "Coefficient of the SDE."}
+    )
     guidance_scale: float = 1.0
     seed: int = 0
+    plugins: list[str] = field(default_factory=list, metadata=PLUGINS)
+
+    def __post_init__(self) -> None:
+        load_plugins(self.plugins)
 
 
 def show(axis: plt.Axes, images: np.ndarray, rows: list, columns: list) -> None:
@@ -105,6 +112,11 @@ def plot_trajectories(pipe: FlowMatchingPipeline, args: SamplingArguments, file:
 def main(args: SamplingArguments) -> None:
     """Write both pictures and say where they are."""
     pipe = FlowMatchingPipeline.from_pretrained(args.model)
+    if pipe.takes != "labels" or pipe.vae is not None:
+        raise ValueError(
+            f"{args.model} is not a pipeline of classes in pixels, which these pictures show: "
+            "call it for images, FlowMatchingPipeline.from_pretrained(...)(...).images"
+        )
     pipe.set_progress_bar_config(disable=True)
     folder = Path(args.output_dir or args.model)
     for plot, name in (
@@ -116,4 +128,4 @@ def main(args: SamplingArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(SamplingArguments).parse_args_into_dataclasses()[0])
+    main(parse(SamplingArguments))

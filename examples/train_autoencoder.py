@@ -22,10 +22,19 @@ from diffusers import AutoencoderKL
 from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import Tensor, nn
-from train_mnist import load_data, train
+from train_mnist import train
 
-from fm_diffusers.training.arguments import ImageArguments, TrainingArguments, parse, start
+from fm_diffusers.training.arguments import (
+    ImageArguments,
+    TrainingArguments,
+    check_output,
+    parse,
+    start,
+)
 from fm_diffusers.training.flow import scaled
+from fm_diffusers.training.publishing import beginnings, create_repository, push
+from fm_diffusers.training.splits import hold_out, load_data
+from fm_diffusers.training.tuning import load_autoencoder, plain
 
 
 @dataclass
@@ -33,10 +42,17 @@ class AutoencoderArguments(ImageArguments, TrainingArguments):
     """Command line."""
 
     output_dir: str = "outputs/autoencoder"
-    latent_channels: int = 4
-    block_out_channels: list[int] = field(
-        default_factory=lambda: [32, 64, 64],
-        metadata={"help": "Widths of the levels; every level but the first halves the side."},
+    init_from: str | None = field(
+        default=None,
+        metadata={"help": "A saved autoencoder, or a pipeline with one, to train further."},
+    )
+    latent_channels: int | None = field(default=None, metadata={"help": "By default 4."})
+    block_out_channels: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Widths of the levels, by default 32 64 64; every level but the first halves "
+            "the side."
+        },
     )
     kl_weight: float = field(default=1e-4, metadata={"help": "w, a pixel's share of the KL."})
 
@@ -47,7 +63,8 @@ class AutoencoderArguments(ImageArguments, TrainingArguments):
 
 def make_autoencoder(args: AutoencoderArguments, shape: tuple[int, int, int]) -> AutoencoderKL:
     """Return an autoencoder of images of `shape`."""
-    levels = len(args.block_out_channels)
+    widths = args.block_out_channels or [32, 64, 64]
+    levels = len(widths)
     if any(side % 2 ** (levels - 1) for side in shape[1:]):
         raise ValueError(
             f"images of {shape[1]} x {shape[2]} cannot be halved {levels - 1} times: choose "
@@ -58,12 +75,32 @@ def make_autoencoder(args: AutoencoderArguments, shape: tuple[int, int, int]) ->
         out_channels=shape[0],
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=tuple(args.block_out_channels),
-        latent_channels=args.latent_channels,
+        block_out_channels=tuple(widths),
+        latent_channels=args.latent_channels or 4,
         norm_num_groups=8,
         sample_size=shape[1],
         mid_block_add_attention=False,
     )
+
+
+def adopt(args: AutoencoderArguments, shape: tuple[int, int, int]) -> AutoencoderKL:
+    """Return the autoencoder of `--init_from`; raise a `ValueError` if it is another."""
+    vae = load_autoencoder("init_from", args.init_from)
+    said = {"latent_channels": args.latent_channels, "block_out_channels": args.block_out_channels}
+    for name, value in said.items():
+        if value is not None and value != (own := plain(vae.config[name])):
+            raise ValueError(f"--{name} {value} contradicts {args.init_from}, which has {own}")
+    if vae.config.in_channels != shape[0]:
+        raise ValueError(
+            f"{args.init_from} takes {vae.config.in_channels} channels, the images have "
+            f"{shape[0]}: choose --image_mode L (1), RGB (3) or RGBA (4)"
+        )
+    if any(side % 2 ** (len(vae.config.block_out_channels) - 1) for side in shape[1:]):
+        raise ValueError(
+            f"images of {shape[1]} x {shape[2]} cannot be halved as {args.init_from} does: choose "
+            "another --resolution"
+        )
+    return vae.train()
 
 
 class Autoencoding(nn.Module):
@@ -92,9 +129,13 @@ def standardise(vae: AutoencoderKL, images: Tensor) -> AutoencoderKL:
 
 
 def main(args: AutoencoderArguments) -> None:
+    check_output(args)
     accelerator = start(args)
+    repo_id = create_repository(args, accelerator)
     with accelerator.main_process_first():
         data = load_data(args, label_column=None)
+        held_out = hold_out(args, data, label_column=None)
+    vae = make_autoencoder(args, data.shape) if args.init_from is None else adopt(args, data.shape)
     shown = next(iter(data.loader(min(args.train_batch_size, 64))))["image"]
     shown = shown.to(accelerator.device).float() / 127.5 - 1
 
@@ -111,20 +152,24 @@ def main(args: AutoencoderArguments) -> None:
         images = [Image.fromarray(x.permute(1, 2, 0).squeeze(-1).numpy()) for x in pixels]
         return make_image_grid(images, rows=2, cols=len(images) // 2)
 
-    network, figures = train(
+    outcome = train(
         args,
         accelerator,
-        Autoencoding(make_autoencoder(args, data.shape)),
+        Autoencoding(vae),
         data.loader(args.train_batch_size, args.dataloader_num_workers),
         loss_of,
         draw,
+        held_out,
     )
-    if accelerator.is_main_process:
-        folder = Path(args.output_dir)
+    if outcome is not None and accelerator.is_main_process:
+        (network, figures), folder = outcome, Path(args.output_dir)
         standardise(network.vae, shown).save_pretrained(folder)
         draw(network).save(folder / "reconstructions.png")
-        (folder / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
+        record = figures | beginnings(args)
+        (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
         print(f"saved {folder}: {figures}")
+        if repo_id is not None:
+            push(folder, repo_id, f"Train for {figures['steps']} steps", args.hub_token)
     accelerator.end_training()
 
 

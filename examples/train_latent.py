@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 import torch
 import train_mnist
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from fm_diffusers.training.arguments import parse
+from fm_diffusers.training.tuning import load_autoencoder
 
 
 @dataclass
@@ -27,14 +27,28 @@ class LatentArguments(train_mnist.Arguments):
     """Command line: that of `train_mnist.py`, and the autoencoder."""
 
     output_dir: str = "outputs/latent"
-    vae: str = field(
-        default="outputs/autoencoder", metadata={"help": "An AutoencoderKL: folder or Hub id."}
+    vae: str | None = field(
+        default=None,
+        metadata={"help": "An AutoencoderKL, folder or Hub id; by default outputs/autoencoder."},
     )
     vae_subfolder: str = field(default="", metadata={"help": "Of the folder, `vae` in pipelines."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_from is None:
+            self.vae = self.vae or "outputs/autoencoder"
+        elif self.vae is not None:
+            raise ValueError(
+                f"--vae {self.vae} contradicts --init_from {self.init_from}, whose codes are of "
+                "its own: drop it"
+            )
+
 
 def main(args: LatentArguments) -> None:
-    vae = AutoencoderKL.from_pretrained(args.vae, subfolder=args.vae_subfolder or None)
+    flag, name, subfolder = "vae", args.vae, args.vae_subfolder or None
+    if args.init_from is not None:
+        flag, name, subfolder = "init_from", args.init_from, "vae"
+    vae = load_autoencoder(flag, name, subfolder)
     vae.requires_grad_(False).eval()
     shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
 
@@ -43,7 +57,7 @@ def main(args: LatentArguments) -> None:
         channels = vae.config.in_channels
         if images.shape[1] != channels:
             raise ValueError(
-                f"--vae {args.vae} takes {channels} channels, the images have {images.shape[1]}: "
+                f"--{flag} {name} takes {channels} channels, the images have {images.shape[1]}: "
                 "choose --image_mode L (1), RGB (3) or RGBA (4)"
             )
         return (vae.to(images.device).encode(images).latent_dist.sample() - shift) * scale

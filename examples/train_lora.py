@@ -20,7 +20,7 @@ https://arxiv.org/abs/2106.09685.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -32,17 +32,18 @@ from lora_card import publish_adapter
 from peft import LoraConfig
 from PIL import Image
 from torch import Tensor, nn
-from train_mnist import load_data, train
+from train_mnist import train
 
-from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
+from fm_diffusers import FlowMatchingPipeline
 from fm_diffusers.pipelines.conditions import Asked
-from fm_diffusers.training.arguments import ImageArguments, parse, start
+from fm_diffusers.training.arguments import ImageArguments, check_output, parse, start
 from fm_diffusers.training.data import ImageData
-from fm_diffusers.training.decoding import MODES
 from fm_diffusers.training.flow import LossArguments, coupled_noise, flow_loss, scaled
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
-from fm_diffusers.training.publishing import create_repository, hardware
+from fm_diffusers.training.publishing import beginnings, create_repository, hardware
+from fm_diffusers.training.splits import hold_out, load_data
+from fm_diffusers.training.tuning import check_data, load_pipeline, network_of, warn_of_null
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 #: Layers that are adapted by default; a U-Net may attend at its lowest level only.
@@ -80,43 +81,26 @@ class LoraArguments(ImageArguments, LossArguments):
             raise ValueError(f"--label_dropout must lie in [0, 1], got {self.label_dropout}")
 
 
-def image_channels(pipe: FlowMatchingPipeline) -> int:
-    """Return the channels of the images that a pipeline draws."""
-    return (pipe.network if pipe.vae is None else pipe.vae).config.in_channels
-
-
-def load(args: LoraArguments) -> tuple[FlowMatchingPipeline, LoraArguments]:
-    """Return the pipeline, and the arguments with its image size and channels where not given."""
-    pipe = FlowMatchingPipeline.from_pretrained(args.model)
-    pipe.scheduler = GaussianFlowScheduler.from_config(pipe.scheduler.config)
-    args.check_bounds(pipe.scheduler)
-    mode = {count: name for name, count in MODES.items()}.get(image_channels(pipe))
-    height = pipe.sample_shape(None, None)[1]
-    side = height and height * pipe.vae_scale_factor
-    return pipe, replace(
-        args, resolution=args.resolution or side, image_mode=args.image_mode or mode
-    )
+def columns(args: LoraArguments, pipe: FlowMatchingPipeline) -> dict[str, str | None]:
+    """Return the column that the network is told about."""
+    takes = {"labels": "label_column", "text": "caption_column"}.get(pipe.takes)
+    return {"label_column": None} | ({takes: getattr(args, takes) or None} if takes else {})
 
 
 def load_conditions(args: LoraArguments, pipe: FlowMatchingPipeline) -> ImageData:
     """Return the data set with the column that the network is told about."""
-    columns = {"labels": ("label_column", args.label_column)}
-    columns["text"] = ("caption_column", args.caption_column)
-    name, column = columns.get(pipe.takes, ("label_column", ""))
-    data = load_data(args, **{"label_column": None} | {name: column or None})
+    column = columns(args, pipe)
+    data = load_data(args, **column)
     if data.num_classes > pipe.num_classes:
         raise ValueError(
             f"{args.dataset_name} has {data.num_classes} classes, the network of {args.model} "
             f"knows {pipe.num_classes}: choose another --label_column, or '' to train without"
         )
-    channels = image_channels(pipe)
-    if data.shape[0] != channels:
-        raise ValueError(
-            f"{args.model} takes {channels} channels, the images have {data.shape[0]}: drop "
-            f"--image_mode {args.image_mode}"
-        )
-    if not column:
+    check_data(args, args.model, pipe, data)
+    if not any(column.values()):
         pipe.check_inputs(Asked(batch_size=1))
+    elif data.num_classes:
+        warn_of_null(pipe, args.model, args.label_dropout)
     return data
 
 
@@ -188,28 +172,28 @@ def shown(pipe: FlowMatchingPipeline, data: ImageData) -> dict[str, Any]:
 
 
 def main(args: LoraArguments) -> None:
+    check_output(args)
     accelerator: Accelerator = start(args)
     repo_id = create_repository(args, accelerator)
-    pipe, args = load(args)
+    pipe, args = load_pipeline(args, args.model)
     with accelerator.main_process_first():
         data = load_conditions(args, pipe)
+        held_out = hold_out(args, data, **columns(args, pipe))
     pipe.to(accelerator.device)
     asked = shown(pipe, data) | {"rows": 2, "stochastic": False}
     loss_of, plain = make_loss(args, pipe), sample_grid(pipe, **asked)
     before = measure(loss_of, pipe.network, data, args)
     name, config = adapt(args, pipe)
 
-    def tuned(network: nn.Module) -> FlowMatchingPipeline:
-        parts = pipe.components | {name: network}
-        return FlowMatchingPipeline(**parts, null_label=pipe.config.null_label)
-
     def draw(network: nn.Module) -> Image.Image:
-        return make_image_grid([plain, sample_grid(tuned(network), **asked)], rows=2, cols=1)
+        tuned = sample_grid(network_of(pipe, network), **asked)
+        return make_image_grid([plain, tuned], rows=2, cols=1)
 
     trained = sum(weight.numel() for weight in pipe.network.parameters() if weight.requires_grad)
     loader = data.loader(args.train_batch_size, args.dataloader_num_workers)
-    network, figures = train(args, accelerator, pipe.network, loader, loss_of, draw)
-    if accelerator.is_main_process:
+    outcome = train(args, accelerator, pipe.network, loader, loss_of, draw, held_out)
+    if outcome is not None and accelerator.is_main_process:
+        network, figures = outcome
         figures = figures | {
             "parameters": f"{trained:,} of {figures['parameters']:,}",
             "rank": config.r,
@@ -217,9 +201,10 @@ def main(args: LoraArguments) -> None:
             "layers": " ".join(sorted(config.target_modules)),
             "loss before": before,
             "loss": measure(loss_of, network, data, args),
+            **beginnings(args),
             "hardware": hardware(),
         }
-        publish_adapter(args, tuned(network), name, draw(network), figures, repo_id)
+        publish_adapter(args, network_of(pipe, network), name, draw(network), figures, repo_id)
     accelerator.end_training()
 
 

@@ -16,11 +16,12 @@ ships, which need no network:
 
     pipe = FlowMatchingPipeline.from_pretrained("outputs/digits")
     pipe(class_labels=[3, 7], guidance_scale=2.0).images
+
+`--init_from outputs/digits` begins with the network of such a pipeline in place of a new one.
 """
 
 import copy
 import math
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,23 +30,29 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from fm_diffusers import FlowMatchingPipeline
-from fm_diffusers.training.arguments import ImageArguments, TrainingArguments, parse, start
+from fm_diffusers.training.arguments import (
+    ImageArguments,
+    TrainingArguments,
+    check_output,
+    parse,
+    start,
+)
 from fm_diffusers.training.checkpoints import Checkpoints, Progress
-from fm_diffusers.training.data import ImageData, load_images
 from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, scaled
+from fm_diffusers.training.held_out import HeldOut
 from fm_diffusers.training.networks import BACKBONES, NetworkArguments
 from fm_diffusers.training.pictures import log_picture, sample_grid
-from fm_diffusers.training.publishing import create_repository, publish
+from fm_diffusers.training.publishing import create_repository, publish, say_finished
+from fm_diffusers.training.splits import hold_out, load_data
+from fm_diffusers.training.steps import plan_steps, take_rates
+from fm_diffusers.training.tuning import adopt, check_classes, check_data, network_of
 
 
 @dataclass
@@ -62,7 +69,8 @@ class Arguments(NetworkArguments, ImageArguments, FlowArguments):
     def __post_init__(self) -> None:
         FlowArguments.__post_init__(self)
         ImageArguments.__post_init__(self)
-        NetworkArguments.__post_init__(self)
+        if self.init_from is None:  # else the network is that of the pipeline
+            NetworkArguments.__post_init__(self)
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"--label_dropout must lie in [0, 1], got {self.label_dropout}")
 
@@ -88,7 +96,8 @@ def train(
     loader: DataLoader,
     loss_of: Callable[[nn.Module, dict[str, Any]], Tensor],
     draw: Callable[[nn.Module], Image.Image] | None = None,
-) -> tuple[nn.Module, dict[str, float]]:
+    held_out: HeldOut | None = None,
+) -> tuple[nn.Module, dict[str, float]] | None:
     """Train a network on every process of the Accelerator.
 
     Args:
@@ -98,9 +107,11 @@ def train(
         loader: yields batches.
         loss_of: returns the loss of the network on a batch.
         draw: returns a picture of what the network has learned, every `--validation_steps`.
+        held_out: what the loss is measured on, every `--validation_steps` and at the end.
 
     Returns:
-        A plain copy of the network with the moving average of the weights, and the figures.
+        A plain copy of the network with the moving average of the weights, and the figures; None
+        if the output folder holds all that has been asked for.
     """
     plain = copy.deepcopy(network)  # untouched by wrappers, for the averaged weights
     if args.compile:
@@ -112,33 +123,28 @@ def train(
         fused=True,
     )
     network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
-    check_epoch(args, accelerator, loader)
+    steps = plan_steps(args, loader, accelerator.num_processes)
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     ema = EMAModel(trained, decay=args.ema_decay, foreach=True)
     ema.to(accelerator.device)
-    max_steps = args.max_train_steps or args.num_train_epochs * math.ceil(
-        len(loader) / args.gradient_accumulation_steps
-    )
-    lr_scheduler = get_scheduler(  # not prepared: it steps once an update, on any number of GPUs
-        args.lr_scheduler,
-        optimizer,
-        num_warmup_steps=args.lr_warmup_steps,
-        num_training_steps=max_steps,
-    )
+    lr_scheduler = steps.rate(args, optimizer)  # not prepared: it steps once an update
     progress = Progress()
     accelerator.register_for_checkpointing(ema, lr_scheduler, progress)
-    accelerator.init_trackers("train", {name: str(v) for name, v in args.public().items()})
+    kept = args.continuity() | steps.record(args) | {"processes": accelerator.num_processes}
     checkpoints = Checkpoints(
-        Path(args.output_dir), args.checkpoints_total_limit, continuity(args, accelerator)
+        Path(args.output_dir), args.checkpoints_total_limit, kept, steps=steps.run
     )
     checkpoints.load(accelerator, args.resume_from_checkpoint, args.overwrite_output_dir)
+    if checkpoints.finished:
+        return say_finished(args, accelerator, steps.run)
     take_rates(args, optimizer, lr_scheduler, ema)
+    accelerator.init_trackers("train", {name: str(v) for name, v in args.public().items()})
 
-    losses, first = [], progress.batches
+    losses = []
     bar = tqdm(
-        total=max_steps, initial=progress.step, disable=not accelerator.is_local_main_process
+        total=steps.run, initial=progress.step, disable=not accelerator.is_local_main_process
     )
-    for batch in progress.rest(accelerator, loader, args.seed, max_steps):
+    for batch in progress.rest(accelerator, loader, args.seed, steps.run):
         with accelerator.accumulate(network):
             loss = loss_of(network, batch)
             accelerator.backward(loss)
@@ -153,14 +159,17 @@ def train(
         ema.step(trained)
         progress.step += 1
         bar.update()
-        step, save = progress.step, progress.step % args.checkpointing_steps == 0
-        if save or step % args.logging_steps == 0 or step == max_steps:
+        step, last = progress.step, progress.step == steps.run
+        save = step % args.checkpointing_steps == 0 or last
+        if save or step % args.logging_steps == 0:
             log_loss(accelerator, losses, lr_scheduler.get_last_lr()[0], step, bar)
             losses = []  # so that no checkpoint has to keep them
-        if draw is not None and step % args.validation_steps == 0:
-            with ema_weights(ema, accelerator.unwrap_model(network)) as model:
-                picture = draw(model)  # on every process, as a sharded network needs
-            if accelerator.is_main_process:
+        if step % args.validation_steps == 0:
+            with ema_weights(ema, accelerator.unwrap_model(network)) as model:  # on all processes
+                if held_out is not None and not last:
+                    held_out.log(accelerator, model, loss_of, step)
+                picture = None if draw is None else draw(model)
+            if accelerator.is_main_process and picture is not None:
                 picture.save(Path(args.output_dir, f"samples-{step}.png"))
                 log_picture(accelerator, picture, step)
         if save:
@@ -168,49 +177,22 @@ def train(
     bar.close()
 
     ema.copy_to(trained)
+    batch = args.train_batch_size * accelerator.num_processes
+    figures = {
+        "parameters": sum(weight.numel() for weight in plain.parameters()),
+        "steps": progress.step,
+        "batch_size": batch * args.gradient_accumulation_steps,
+        "seconds": round(progress.seconds, 1),
+        "images_per_second": round(progress.batches * batch / progress.seconds, 1),
+        "processes": accelerator.num_processes,
+    }
+    if held_out is not None:
+        model = accelerator.unwrap_model(network).eval()
+        figures["validation_loss"] = held_out.log(accelerator, model, loss_of, progress.step)
     state = accelerator.get_state_dict(network)
     if accelerator.is_main_process:
         plain.load_state_dict(state)
-    images = (progress.batches - first) * args.train_batch_size * accelerator.num_processes
-    seconds = time.perf_counter() - progress.start
-    return plain.to(accelerator.device).eval(), {
-        "parameters": sum(weight.numel() for weight in plain.parameters()),
-        "steps": progress.step,
-        "batch_size": args.train_batch_size
-        * accelerator.num_processes
-        * args.gradient_accumulation_steps,
-        "seconds": round(progress.seconds, 1),
-        "images_per_second": round(images / seconds, 1),
-        "processes": accelerator.num_processes,
-    }
-
-
-def check_epoch(args: TrainingArguments, accelerator: Accelerator, loader: DataLoader) -> None:
-    """Raise a `ValueError` if an epoch has no full batch for every process."""
-    if hasattr(loader.dataset, "__len__") and not len(loader):
-        raise ValueError(
-            f"--train_batch_size {args.train_batch_size} on {accelerator.num_processes} processes "
-            f"exceeds the {len(loader.dataset)} samples of an epoch: choose a smaller one"
-        )
-
-
-def take_rates(
-    args: TrainingArguments, optimizer: Optimizer, lr_scheduler: LambdaLR, ema: EMAModel
-) -> None:
-    """Put the rates of the command line in place of those that a checkpoint has brought."""
-    ema.decay = args.ema_decay
-    lr_scheduler.base_lrs = [args.learning_rate for _ in optimizer.param_groups]
-    for group, factor in zip(optimizer.param_groups, lr_scheduler.lr_lambdas, strict=True):
-        group["initial_lr"] = args.learning_rate
-        group["lr"] = args.learning_rate * factor(lr_scheduler.last_epoch)
-        group["weight_decay"] = args.adam_weight_decay
-
-
-def continuity(args: TrainingArguments, accelerator: Accelerator) -> dict[str, Any]:
-    """Return what the rest of a run depends on, beside its state."""
-    free = ("dir", "steps", "limit", "checkpoint", "report", "hub", "license", "workers", "memory")
-    kept = {k: v for k, v in args.public().items() if not any(word in k for word in free)}
-    return kept | {"processes": accelerator.num_processes}
+    return plain.to(accelerator.device).eval(), figures
 
 
 def log_loss(
@@ -231,24 +213,6 @@ def log_loss(
     accelerator.log({"loss": mean, "lr": rate}, step=step)
 
 
-def load_data(args: ImageArguments, **columns: str | None) -> ImageData:
-    """Return the images with the columns named, as the arguments say."""
-    data = load_images(
-        args.dataset_name,
-        config_name=args.dataset_config_name,
-        split=args.dataset_split,
-        image_column=args.image_column,
-        resolution=args.resolution,
-        image_mode=args.image_mode,
-        streaming=args.streaming,
-        skip_broken=args.skip_broken_images,
-        memory_limit=int(args.memory_limit * 2**30),
-        shuffle_seed=args.seed,
-        **columns,
-    )
-    return data
-
-
 def main(
     args: Arguments, encode: Callable[[Tensor], Tensor] = lambda x: x, **components: nn.Module
 ) -> None:
@@ -259,12 +223,22 @@ def main(
         encode: from images in [-1, 1] to what is learned.
         **components: of the pipeline, that turn it into images again.
     """
+    check_output(args)
     accelerator = start(args)
     repo_id = create_repository(args, accelerator)
+    script = "train_latent.py" if components else "train_mnist.py"
+    base, args = adopt(args, script) if args.init_from else (None, args)
+    column = {"label_column": args.label_column}
     with accelerator.main_process_first():
-        data = load_data(args, label_column=args.label_column)
+        data = load_data(args, **column)
+        held_out = hold_out(args, data, **column)
     classes, takes_labels = data.num_classes, args.backbone == "transformer"
-    scheduler = args.scheduler()
+    null = classes if classes or takes_labels else None
+    if base is not None:
+        check_data(args, args.init_from, base, data)
+        check_classes(args, base, data)
+        null = base.config.null_label
+    scheduler = args.scheduler() if base is None else base.scheduler
     shape = tuple(encode(torch.zeros(1, *data.shape)).shape[1:])
 
     def loss_of(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -273,27 +247,29 @@ def main(
         if label is None and takes_labels:
             label = torch.zeros(len(z), dtype=torch.long, device=z.device)
         dropped = torch.rand(len(z), device=z.device) < args.label_dropout
-        condition = None if label is None else label.masked_fill(dropped, classes)
+        condition = label if label is None or null is None else label.masked_fill(dropped, null)
         return flow_loss(args, scheduler, network, z, eps, condition)
 
     def pipeline(network: nn.Module) -> FlowMatchingPipeline:
+        if base is not None:
+            return network_of(base, network)
         parts = {args.backbone: network, "scheduler": scheduler, **components}
-        null = classes if classes or takes_labels else None
         return FlowMatchingPipeline(**parts, null_label=null)
 
     shown = list(range(min(classes, 10)))
     asked = {"class_labels": 4 * shown} if classes else {"batch_size": 40}
     asked["stochastic"] = args.coupling == "independent"
-    network, figures = train(
+    outcome = train(
         args,
         accelerator,
-        BACKBONES[args.backbone](args, shape, classes),
+        BACKBONES[args.backbone](args, shape, classes) if base is None else base.network,
         data.loader(args.train_batch_size, args.dataloader_num_workers),
         loss_of,
         draw=lambda network: sample_grid(pipeline(network), **asked),
+        held_out=held_out,
     )
-    if accelerator.is_main_process:
-        pipe = pipeline(network)
+    if outcome is not None and accelerator.is_main_process:
+        pipe, figures = pipeline(outcome[0]), outcome[1]
         figures = {"objective": args.objective, "coupling": args.coupling} | figures
         publish(args, pipe, sample_grid(pipe, **asked), figures, args.dataset_name, repo_id)
     accelerator.end_training()

@@ -12,6 +12,7 @@ captions' own words, which is trained along and needs no network:
     pipe(prompt="a handwritten seven", guidance_scale=2.0).images
 """
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -22,7 +23,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
-from train_mnist import load_data, train
+from train_mnist import train
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -34,11 +35,14 @@ from transformers import (
 )
 
 from fm_diffusers import FlowMatchingPipeline
-from fm_diffusers.training.arguments import ImageArguments, parse, start
+from fm_diffusers.training.arguments import ImageArguments, check_output, parse, start
 from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, scaled
+from fm_diffusers.training.networks import UNET_WIDTHS, choose_widths
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.publishing import create_repository, publish
+from fm_diffusers.training.splits import hold_out, load_data
+from fm_diffusers.training.tuning import adopt, check_data
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 
@@ -61,19 +65,26 @@ class TextArguments(ImageArguments, FlowArguments):
     text_encoder: str = field(
         default="", metadata={"help": "Hub id or folder; by default a small one is trained along."}
     )
+    train_text_encoder: bool = field(
+        default=False,
+        metadata={"help": "Train that of --text_encoder or --init_from too; a new one always is."},
+    )
     prompt_dropout: float = field(
         default=0.1, metadata={"help": "Share of samples trained without prompt, for guidance."}
     )
-    block_out_channels: list[int] = field(
-        default_factory=lambda: [32, 64, 64], metadata={"help": "Widths of the U-Net's levels."}
-    )
-    layers_per_block: int = 1
+    block_out_channels: list[int] | None = field(default=None, metadata=UNET_WIDTHS)
+    layers_per_block: int | None = field(default=None, metadata={"help": "By default 1."})
 
     def __post_init__(self) -> None:
         FlowArguments.__post_init__(self)
         ImageArguments.__post_init__(self)
         if not 0 <= self.prompt_dropout <= 1:
             raise ValueError(f"--prompt_dropout must lie in [0, 1], got {self.prompt_dropout}")
+        if self.init_from is not None and self.text_encoder:
+            raise ValueError(
+                f"--text_encoder {self.text_encoder} contradicts --init_from {self.init_from}, "
+                "whose network attends to its own: drop it"
+            )
         if not self.caption_column and "{}" not in self.template:
             raise ValueError(f"--template must hold {{}} for the class, got {self.template!r}")
 
@@ -91,7 +102,7 @@ def known_captions(args: TextArguments, data: ImageData) -> list[str]:
         return class_captions(args, data)
     if data.captions is not None:
         return data.captions
-    if not args.text_encoder:
+    if not (args.text_encoder or args.init_from):
         raise ValueError(
             "a stream does not tell the words of its captions in advance: name a --text_encoder, "
             "or drop --streaming"
@@ -131,7 +142,7 @@ def make_text_encoder(
         model = AutoModel.from_pretrained(args.text_encoder)
         model = getattr(model, "text_model", model)  # of CLIP, without its half for images
         tokenizer = AutoTokenizer.from_pretrained(args.text_encoder)
-        return tokenizer, model.requires_grad_(False)
+        return tokenizer, model.requires_grad_(args.train_text_encoder)
     tokenizer = make_tokenizer(captions)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -148,17 +159,34 @@ def make_text_encoder(
     return tokenizer, CLIPTextModel(config)
 
 
+def check_words(
+    args: TextArguments, tokenizer: PreTrainedTokenizerBase, captions: list[str]
+) -> None:
+    """Warn of captions with words that the tokenizer of `--init_from` does not know."""
+    unknown, others = tokenizer.unk_token_id, (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    if unknown is None or unknown in others:  # there it stands for something else as well
+        return
+    strange = [text for text in dict.fromkeys(captions) if unknown in tokenizer(text).input_ids]
+    if strange:
+        warnings.warn(
+            f"{len(strange)} captions have words that {args.init_from} does not know and takes "
+            f"for one, such as {strange[0]!r}",
+            stacklevel=2,
+        )
+
+
 def make_unet(
     args: TextArguments, shape: tuple[int, int, int], states: int
 ) -> UNet2DConditionModel:
     """Return a U-Net that attends to text states of a width at its lower levels."""
-    levels = len(args.block_out_channels)
+    widths = choose_widths(args.block_out_channels, shape[1:])
+    levels = len(widths)
     return UNet2DConditionModel(
         sample_size=shape[1],
         in_channels=shape[0],
         out_channels=shape[0],
-        layers_per_block=args.layers_per_block,
-        block_out_channels=tuple(args.block_out_channels),
+        layers_per_block=args.layers_per_block or 1,
+        block_out_channels=widths,
         down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (levels - 1),
         up_block_types=("CrossAttnUpBlock2D",) * (levels - 1) + ("UpBlock2D",),
         attention_head_dim=4,
@@ -195,15 +223,23 @@ class Prompted(nn.Module):
 def main(args: TextArguments) -> None:
     accelerator = start(args)
     repo_id = create_repository(args, accelerator)
+    base, args = adopt(args, "train_text_to_image.py") if args.init_from else (None, args)
+    column = args.caption_column or None
+    columns = {"label_column": None if column else args.label_column, "caption_column": column}
     with accelerator.main_process_first():
-        column = args.caption_column or None
-        data = load_data(
-            args, label_column=None if column else args.label_column, caption_column=column
-        )
+        data = load_data(args, **columns)
+        held_out = hold_out(args, data, **columns)
     captions = known_captions(args, data)
-    tokenizer, text_encoder = make_text_encoder(args, captions)
-    scheduler = args.scheduler()
-    unet = make_unet(args, data.shape, text_encoder.config.hidden_size)
+    check_output(args)
+    if base is None:
+        tokenizer, text_encoder = make_text_encoder(args, captions)
+        scheduler = args.scheduler()
+        unet = make_unet(args, data.shape, text_encoder.config.hidden_size)
+    else:
+        check_data(args, args.init_from, base, data)
+        check_words(args, base.tokenizer, captions)
+        tokenizer, unet, scheduler = base.tokenizer, base.unet, base.scheduler
+        text_encoder = base.text_encoder.requires_grad_(args.train_text_encoder)
 
     def tokenize(texts: list[str]) -> Tensor:
         length = tokenizer.model_max_length
@@ -241,15 +277,17 @@ def main(args: TextArguments) -> None:
             pipeline(network), rows=4, stochastic=args.coupling == "independent", prompt=4 * shown
         )
 
-    network, figures = train(
+    outcome = train(
         args,
         accelerator,
         Prompted(unet, text_encoder),
         data.loader(args.train_batch_size, args.dataloader_num_workers),
         loss_of,
         draw,
+        held_out,
     )
-    if accelerator.is_main_process:
+    if outcome is not None and accelerator.is_main_process:
+        network, figures = outcome
         figures = {"objective": args.objective, "coupling": args.coupling} | figures
         publish(args, pipeline(network), draw(network), figures, args.dataset_name, repo_id)
     accelerator.end_training()

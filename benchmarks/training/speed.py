@@ -62,6 +62,7 @@ class SpeedArguments(NetworkArguments):
 
     dataset_name: str = "digits"
     resolution: int = 28
+    block_out_channels: list[int] = field(default_factory=lambda: [32, 64, 64])
     train_unconditional: str | None = field(
         default=None, metadata={"help": "The file of diffusers' script."}
     )

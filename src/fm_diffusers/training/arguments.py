@@ -1,34 +1,61 @@
-r"""Command lines of training scripts: what they share, and `--config file.yaml` beside flags.
+r"""What training scripts can be told: the arguments that they share.
 
 A script states its own flags as a dataclass that inherits from `TrainingArguments`, and from
-`ImageArguments` if it reads images; the names are those of diffusers' training scripts. A YAML
-file holds the same names without dashes, and a flag on the command line wins over it.
+`ImageArguments` if it reads images; the names are those of diffusers' training scripts.
+`command_line.parse` reads them.
 """
 
-import json
 import os
 import shlex
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 from diffusers.optimization import SchedulerType
-from transformers import HfArgumentParser
 
 from fm_diffusers.tables import look_up
+from fm_diffusers.training.checkpoints import Checkpoints
+from fm_diffusers.training.command_line import flags, parse
+from fm_diffusers.training.decoding import MODES
+from fm_diffusers.training.held_out import held_out_share, overlap
+from fm_diffusers.training.plugins import PLUGINS, load_plugins
 
 #: The smallest allowed value of integers that may be less than 1.
 MINIMUM = {"seed": 0, "lr_warmup_steps": 0, "dataloader_num_workers": 0}
 
+#: Arguments that may name a folder to read from.
+SOURCES = ("init_from", "model", "vae", "text_encoder", "dataset_name")
+
+#: Arguments that a run may change on its way and end with the same weights; the rates of its steps
+#: are compared for themselves, see `steps`.
+FREE = {
+    "output_dir",
+    "overwrite_output_dir",
+    "num_train_epochs",
+    "max_train_steps",
+    "lr_warmup_steps",
+    "lr_scheduler_steps",
+    "logging_steps",
+    "validation_steps",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "resume_from_checkpoint",
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "license",
+    "dataloader_num_workers",
+    "memory_limit",
+}
+
 #: The schedules of diffusers that need no parameters but the numbers of steps.
 SCHEDULES = [s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT]
 
-Arguments = TypeVar("Arguments")
+__all__ = ["ImageArguments", "TrainingArguments", "check_output", "parse", "start"]
 
 
 @dataclass
@@ -37,33 +64,53 @@ class TrainingArguments:
 
     output_dir: str = "outputs/mnist"
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Delete the checkpoints of an earlier run."}
+        default=False,
+        metadata={"help": "Delete an earlier run: its checkpoints, and what it has trained."},
     )
+    plugins: list[str] = field(default_factory=list, metadata=PLUGINS)
     seed: int = 0
 
     train_batch_size: int = field(default=128, metadata={"help": "Images per process and batch."})
     gradient_accumulation_steps: int = field(
         default=1, metadata={"help": "Batches of every process per step."}
     )
-    num_train_epochs: int = 10
+    num_train_epochs: int | None = field(default=None, metadata={"help": "By default 10."})
     max_train_steps: int | None = field(default=None, metadata={"help": "Overrides the epochs."})
     learning_rate: float = field(
         default=1e-3, metadata={"help": "As it is, whatever the number of processes."}
     )
-    lr_scheduler: str = "cosine"
-    lr_warmup_steps: int = 200
+    lr_scheduler: str = field(default="cosine", metadata={"choices": SCHEDULES})
+    lr_warmup_steps: int | None = field(
+        default=None,
+        metadata={"help": "By default 200, and none in runs of fewer than 400 steps."},
+    )
+    lr_scheduler_steps: int | None = field(
+        default=None,
+        metadata={"help": "Length of the schedule where this run is its first part."},
+    )
     adam_weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
     mixed_precision: str | None = field(
         default=None,
-        metadata={"help": "no, fp16 or bf16; by default what `accelerate launch` says."},
+        metadata={
+            "choices": ["no", "fp16", "bf16"],
+            "help": "By default what `accelerate launch` says.",
+        },
     )
     compile: bool = field(default=False, metadata={"help": "torch.compile the network."})
 
     logging_steps: int = field(default=50, metadata={"help": "Steps between losses."})
-    validation_steps: int = field(default=1000, metadata={"help": "Steps between sample grids."})
-    checkpointing_steps: int = 1000
+    validation_steps: int = field(
+        default=1000, metadata={"help": "Steps between sample grids and held-out losses."}
+    )
+    validation_split: str | None = field(
+        default=None,
+        metadata={"help": "Held out: a share of the samples, such as 0.1, or a split's name."},
+    )
+    checkpointing_steps: int = field(
+        default=1000, metadata={"help": "Steps between checkpoints; the last step is one anyway."}
+    )
     checkpoints_total_limit: int | None = None
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "A `checkpoint-N` of the output, or `latest`."}
@@ -79,6 +126,7 @@ class TrainingArguments:
     license: str = field(default="apache-2.0", metadata={"help": "Of the weights, for the card."})
 
     def __post_init__(self) -> None:
+        load_plugins(self.plugins)
         for f in fields(self):
             value, minimum = getattr(self, f.name), MINIMUM.get(f.name, 1)
             if type(value) is int and value < minimum:
@@ -101,6 +149,10 @@ class TrainingArguments:
         if self.hub_token is not None and self.hub_token in (self.hub_model_id or ""):
             raise ValueError("--hub_model_id holds the token, which would become public")
 
+        if self.validation_split is not None:
+            self.validation_split = str(self.validation_split)
+            held_out_share(self.validation_split)
+
     @property
     def trackers(self) -> list[str]:
         """Names for Accelerate's `log_with`."""
@@ -118,12 +170,13 @@ class TrainingArguments:
         """Return all arguments but the token, as JSON takes them."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "hub_token"}
 
+    def continuity(self) -> dict[str, Any]:
+        """Return what the rest of a run depends on, beside its state and the numbers of steps."""
+        return {name: v for name, v in self.public().items() if name not in FREE}
+
     def command(self) -> str:
         """Return the flags that differ from their defaults, never the token."""
-        default = {
-            f.name: f.default_factory() if callable(f.default_factory) else f.default
-            for f in fields(self)
-        }
+        default = type(self)().public()
         changed = {k: v for k, v in self.public().items() if v is not None and v != default[k]}
         return shlex.join(flags(changed))
 
@@ -134,7 +187,10 @@ class ImageArguments:
 
     dataset_name: str = field(
         default="ylecun/mnist",
-        metadata={"help": "Hub id, folder, parquet file, or `digits`, which need no network."},
+        metadata={
+            "help": "Hub id, folder (also of save_to_disk), parquet file, or `digits`, which need "
+            "no network."
+        },
     )
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Of a data set that has several."}
@@ -142,7 +198,8 @@ class ImageArguments:
     dataset_split: str = "train"
     image_column: str = "image"
     image_mode: str | None = field(
-        default=None, metadata={"help": "L, RGB or RGBA; by default that of the images."}
+        default=None,
+        metadata={"choices": MODES, "help": "By default that of the images."},
     )
     resolution: int | None = field(
         default=None, metadata={"help": "Side of the square images; by default their own."}
@@ -160,61 +217,20 @@ class ImageArguments:
     def __post_init__(self) -> None:
         if self.streaming and self.max_train_steps is None:
             raise ValueError("--streaming cannot count epochs in advance: set --max_train_steps")
-
-
-def flags(values: dict[str, Any]) -> Iterator[str]:
-    """Yield the words of a command line that says the same."""
-    for name, value in values.items():
-        if isinstance(value, list):
-            yield from (f"--{name}", *map(str, value))
-        elif isinstance(value, dict):
-            yield f"--{name}={json.dumps(value)}"
-        elif value is not None:
-            yield f"--{name}" if value is True else f"--{name}={value}"
-
-
-def parse(arguments: type[Arguments], command_line: list[str] | None = None) -> Arguments:
-    """Return the arguments of a script from its flags and from the file of `--config`.
-
-    Args:
-        arguments: the dataclass.
-        command_line: words; by default those of this process.
-
-    Raises:
-        ValueError: if the file has a name that is no argument of the script, or values do not
-            agree.
-
-    Example:
-        >>> parse(TrainingArguments, ["--seed", "3"]).seed
-        3
-    """
-    words = sys.argv[1:] if command_line is None else command_line
-    parser = HfArgumentParser(arguments)
-    parser.add_argument("--config", help="YAML file with these names; flags win over it.")
-    config = parser.parse_known_args(words)[0].config
-    if config is not None:
-        words = [*flags(read_config(config, [f.name for f in fields(arguments)])), *words]
-    return parser.parse_args_into_dataclasses(words)[0]
-
-
-def read_config(file: str, names: list[str]) -> dict[str, Any]:
-    """Return the content of a YAML file that holds some of `names`."""
-    import yaml
-
-    if not Path(file).is_file():
-        raise ValueError(f"--config {file!r} is not a file")
-    try:
-        values = yaml.safe_load(Path(file).read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {file!r} is no YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"--config {file!r} must hold `name: value` lines, got {values!r}")
-    unknown = [name for name in values if name not in names]
-    if unknown:
-        raise ValueError(f"--config {file!r} holds {unknown}, the script takes {names}")
-    if values.get("mixed_precision") is False:
-        values["mixed_precision"] = "no"  # which YAML takes for a boolean
-    return values
+        if self.validation_split is None:
+            return
+        if held_out_share(self.validation_split) is not None:
+            if self.streaming:
+                raise ValueError(
+                    f"--validation_split {self.validation_split} of a stream cannot be told from "
+                    "the rest: name a split, or drop --streaming"
+                )
+        elif shared := overlap(self.dataset_split, self.validation_split):
+            raise ValueError(
+                f"--validation_split {self.validation_split} holds samples of --dataset_split "
+                f"{self.dataset_split}, those of {shared!r}: hold out a share, such as 0.1, or "
+                "name another split"
+            )
 
 
 def start(args: TrainingArguments) -> Accelerator:
@@ -242,3 +258,20 @@ def start(args: TrainingArguments) -> Accelerator:
     set_seed(args.seed)
     Path(output).mkdir(parents=True, exist_ok=True)
     return accelerator
+
+
+def check_output(args: TrainingArguments) -> None:
+    """Raise a `ValueError` if a run would write over what it reads, or over finished work."""
+    output, given = Path(args.output_dir).resolve(), args.public()
+    for name in SOURCES:
+        source = given.get(name)
+        path = Path(source or "").resolve()
+        component = path.parent == output and (output / "model_index.json").is_file()
+        if source not in (None, "", "digits") and path.is_dir() and (path == output or component):
+            raise ValueError(
+                f"--output_dir {args.output_dir} would be written over --{name} {source}: choose "
+                "another --output_dir"
+            )
+    Checkpoints(Path(args.output_dir)).check(
+        args.resume_from_checkpoint, args.overwrite_output_dir
+    )

@@ -5,6 +5,9 @@ is written as `partial-N` and renamed when all processes are done, so that a fol
 complete; `manifest.json`, written last, holds the size and the SHA-256 of every file, so that a
 disk's damage is seen before the state is read.
 
+The last step of a run is a checkpoint, so that more steps can be asked for afterwards. What a run
+has trained is not written over by another one, see `finished`.
+
 That a resumed run is *equal* to an uninterrupted one needs besides that its data follow from the
 place in the run, which is a part of the state (`Progress`), and so does all its randomness.
 """
@@ -24,7 +27,15 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
+from fm_diffusers.training.finished import clear, find_outcome, steps_of
+
 MANIFEST = "manifest.json"
+#: What to do about an argument that has changed, so that the run would have been the same.
+WAYS_OUT = {
+    "lr_warmup_steps": "; give one that is shorter than the first part of the run",
+    "lr_scheduler_steps": "; where more steps may be wanted later, say --lr_scheduler_steps at "
+    "the start, or --lr_scheduler constant_with_warmup, which does not depend on the end",
+}
 
 
 class Progress:
@@ -82,16 +93,23 @@ class Checkpoints:
         total_limit: how many of them are kept; None keeps all.
         run: what an exact continuation depends on, names with values; kept in every checkpoint,
             and a warning names what has changed.
+        steps: of the run; None if they are not known yet.
     """
 
     folder: Path
     total_limit: int | None = None
     run: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
 
     def all(self) -> list[Path]:
         """Return the checkpoints from the oldest to the newest."""
         found = [path for path in self.folder.glob("checkpoint-*") if number(path) is not None]
         return sorted(found, key=number)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds what the whole run has trained."""
+        return find_outcome(self.folder) is not None and steps_of(self.folder) == self.steps
 
     def save(self, accelerator: Accelerator, step: int) -> None:
         """Save the state of every process; to be called on all of them."""
@@ -107,6 +125,36 @@ class Checkpoints:
                 discard(old)
         accelerator.wait_for_everyone()
 
+    def check(self, name: str | None, overwrite: bool = False) -> None:
+        """Raise a `ValueError` if a run would mix with an earlier one, or replace what it trained.
+
+        Args:
+            name: as in `load`.
+            overwrite: as in `load`.
+        """
+        outcome, own = find_outcome(self.folder), name is not None and self.is_own(name)
+        if overwrite or own and (name != "latest" or self.all() or outcome is None):
+            return  # of a name that is wrong `find` tells
+        if own:
+            raise ValueError(
+                f"{self.folder} holds {outcome}, but no checkpoint to go on from: say --init_from "
+                f"{self.folder} and another --output_dir to train it further (--model for "
+                "adapters), or --overwrite_output_dir to delete it and begin anew"
+            )
+        held = f"{self.all()[-1].name} of an earlier run" if self.all() else outcome
+        if held is not None:
+            raise ValueError(
+                f"{self.folder} holds {held}: say --resume_from_checkpoint latest to go on with "
+                "it, --overwrite_output_dir to delete its checkpoints and what it has trained, or "
+                "choose another --output_dir"
+            )
+
+    def is_own(self, name: str) -> bool:
+        """Whether a checkpoint of that name is one of this folder."""
+        path = Path(name)
+        own = path.resolve().parent == self.folder.resolve()
+        return name == "latest" or own or not path.is_dir()
+
     def load(self, accelerator: Accelerator, name: str | None, overwrite: bool = False) -> bool:
         """Load a checkpoint into what the Accelerator prepared and what was registered with it.
 
@@ -114,40 +162,57 @@ class Checkpoints:
             accelerator: of the run.
             name: `latest` for the newest that is intact, none if there is none at all; a name or
                 a folder; or None to begin anew.
-            overwrite: delete the checkpoints of an earlier run when beginning anew.
+            overwrite: delete an earlier run when beginning anew: its checkpoints, and what it has
+                trained.
 
         Returns:
             Whether there was one.
 
         Raises:
-            ValueError: if there is no such checkpoint, it is damaged, or beginning anew would mix
-                two runs.
+            ValueError: if there is no such checkpoint, it is damaged, beginning anew or going on
+                would mix two runs, or the run ends before what has been done.
         """
+        self.check(name, overwrite)
         found = self.find(name) if name is not None else None
-        if name is None and self.all() and not overwrite:
-            raise ValueError(
-                f"{self.folder} holds {self.all()[-1].name} of an earlier run: say "
-                "--resume_from_checkpoint latest to go on with it, --overwrite_output_dir to "
-                "delete its checkpoints, or choose another --output_dir"
-            )
         accelerator.wait_for_everyone()  # all have looked before anything goes
         if accelerator.is_main_process:
             for path in [*self.folder.glob("partial-*"), *(self.all() if overwrite else [])]:
                 discard(path)
+            if overwrite:
+                clear(self.folder)
         accelerator.wait_for_everyone()
         if found is None:
+            if name is not None:
+                accelerator.print(f"nothing to resume in {self.folder}: a new run begins")
             return False
-        saved = json.loads((found / MANIFEST).read_text())["run"]
-        for key in self.run:
-            if saved.get(key) != self.run[key]:
-                warnings.warn(
-                    f"{found} was written with {key}={saved.get(key)!r}, this run has "
-                    f"{self.run[key]!r}: it goes on, but not as it would have",
-                    stacklevel=2,
-                )
+        self.compare(found)
         accelerator.load_state(str(found))
         accelerator.print(f"resumed from {found}")
         return True
+
+    def compare(self, found: Path) -> None:
+        """Warn of what has changed since a checkpoint, or raise if that would undo later work."""
+        saved = json.loads((found / MANIFEST).read_text())["run"]
+        changed = [key for key in self.run if saved.get(key) != self.run[key]]
+        done = max([*map(number, self.all()), steps_of(self.folder) or 0, number(found)])
+        if self.steps is not None and self.steps < done:
+            raise ValueError(
+                f"the run of {found} has come to step {done}, and is asked to end at "
+                f"{self.steps}: say --max_train_steps {done} or more, or go on from an earlier "
+                "checkpoint in another --output_dir"
+            )
+        if changed and number(found) < done:
+            raise ValueError(
+                f"{found} would go on with another {', '.join(changed)}, but {self.folder} has "
+                f"come to step {done} without: choose another --output_dir, with "
+                f"--resume_from_checkpoint {found}"
+            )
+        for key in changed:
+            warnings.warn(
+                f"{found} was written with {key}={saved.get(key)!r}, this run has "
+                f"{self.run[key]!r}: it goes on, but not as it would have{WAYS_OUT.get(key, '')}",
+                stacklevel=3,
+            )
 
     def find(self, name: str) -> Path | None:
         """Return an intact checkpoint by its name, or the newest, warning of damaged ones."""

@@ -9,12 +9,9 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,6 +26,7 @@ from fm_diffusers.training.batching import (
     warn_of_broken,
 )
 from fm_diffusers.training.decoding import MODES, Decoder
+from fm_diffusers.training.sources import open_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -41,8 +39,7 @@ class ImageData:
     Args:
         dataset: a `Pictures`, or a `Stream`.
         shape: of an image, `(C, H, W)`.
-        num_classes: of the labels; 0 without labels.
-        class_names: where the data set names its classes.
+        classes: of the labels; None without labels.
         images: uint8 `(n, C, H, W)`; None if they are decoded when asked for.
         labels: int64 `(n,)`; None without labels and for a stream.
         captions: one of each image; None without captions and for a stream.
@@ -52,13 +49,22 @@ class ImageData:
 
     dataset: Pictures | Stream
     shape: tuple[int, int, int]
-    num_classes: int = 0
-    class_names: tuple[str, ...] | None = None
+    classes: Classes | None = None
     images: Tensor | None = None
     labels: Tensor | None = None
     captions: list[str] | None = None
     skipped: int = 0
     length: int | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the labels; 0 without labels."""
+        return 0 if self.classes is None else len(self.classes.numbers)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, where the data set has some."""
+        return None if self.classes is None else self.classes.names
 
     def loader(self, batch_size: int, num_workers: int = 0) -> DataLoader:
         """Return a loader of shuffled, full batches, for `Accelerator.prepare`.
@@ -90,13 +96,15 @@ def load_images(
     memory_limit: int = 4 * 2**30,
     shuffle_seed: int = 0,
     shuffle_buffer: int = 10_000,
+    share: tuple[float, float] = (0.0, 1.0),
+    like: ImageData | None = None,
 ) -> ImageData:
     """Load an image data set.
 
     Args:
         dataset_name: id on the Hub; folder, of class folders with images, of images and a
-            `metadata.jsonl` or of parquet files; parquet file; or `digits`, the 8x8 digits of
-            scikit-learn.
+            `metadata.jsonl`, of parquet files, or written by `save_to_disk`; parquet file; or
+            `digits`, the 8x8 digits of scikit-learn.
         config_name: of a data set that has several.
         split: of the data set.
         image_column: holds images, encoded in bytes or by their paths.
@@ -111,6 +119,9 @@ def load_images(
         memory_limit: bytes up to which all images are decoded in advance.
         shuffle_seed: of a stream's order.
         shuffle_buffer: how many rows of a stream are shuffled among themselves.
+        share: of the rows, from and to, in an order drawn from `shuffle_seed`: (0, 0.9) and
+            (0.9, 1) have no row in common, and together all.
+        like: data whose shape and classes these must have.
 
     Raises:
         ValueError: if there is no such data set, it lacks a column, or its images, labels or
@@ -129,50 +140,47 @@ def load_images(
     rows = select(open_rows(dataset_name, config_name, split, streaming), columns)
     decoder = Decoder(image_mode, resolution, skip_broken)
     decoder = decoder.fitted_to(row[image_column] for row in rows)
-    classes = Classes.of(label_column, rows) if label_column else None
-    known = {"num_classes": len(classes.numbers), "class_names": classes.names} if classes else {}
+    if like is None:
+        classes = Classes.of(label_column, rows) if label_column else None
+    else:
+        check_alike(like, decoder.shape, rows.features.get(label_column), split)
+        classes = like.classes
+    if share != (0.0, 1.0):
+        rows = take_share(rows, share, shuffle_seed)
     if not streaming:
-        return ImageData(**indexed(rows, columns, decoder, classes, memory_limit), **known)
+        return ImageData(**indexed(rows, columns, decoder, classes, memory_limit), classes=classes)
     rows = rows.shuffle(seed=shuffle_seed, buffer_size=shuffle_buffer)
-    return ImageData(Stream(rows, columns, decoder, classes), decoder.shape, **known)
+    return ImageData(Stream(rows, columns, decoder, classes), decoder.shape, classes)
 
 
-def open_rows(
-    name: str, config: str | None, split: str, streaming: bool
-) -> "datasets.Dataset | datasets.IterableDataset":
-    """Return the rows of a data set."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    if name == "digits":
-        return digits(split).to_iterable_dataset() if streaming else digits(split)
-    try:
-        if Path(name).is_file():
-            return load_dataset(
-                "parquet", data_files={split: name}, split=split, streaming=streaming
-            )
-        return load_dataset(name, config, split=split, streaming=streaming)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
+def take_share(
+    rows: "datasets.Dataset", share: tuple[float, float], seed: int
+) -> "datasets.Dataset":
+    """Return the rows between two shares of their order at random, in their own order."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    first, last = (round(part * len(rows)) for part in share)
+    if first == last:
         raise ValueError(
-            f"--dataset_name {name!r} is neither a local folder nor a data set that the Hub gives "
-            "(check the spelling, the connection, HF_HUB_OFFLINE, and `hf auth login` for private "
-            "ones); `digits` needs no network"
-        ) from error
+            f"a share of {share[1] - share[0]:.3g} of {len(rows)} rows is none: hold out more"
+        )
+    return rows.select(sorted(order[first:last].tolist()))
 
 
-def digits(split: str) -> "datasets.Dataset":
-    """Return the 8x8 digits of scikit-learn, 16 grey levels spread over 0 to 255."""
-    from datasets import ClassLabel, Dataset, Features
-    from datasets import Image as Feature
-    from sklearn.datasets import load_digits
+def check_alike(like: ImageData, shape: tuple[int, ...], labels: Any, split: str) -> None:
+    """Raise a `ValueError` if a split has images or classes other than data trained on."""
+    from datasets import ClassLabel
 
-    if split != "train":
-        raise ValueError(f"`digits` has the split 'train' only, got {split!r}")
-    found = load_digits()
-    pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)
-    features = Features(image=Feature(), label=ClassLabel(names=[*map(str, range(10))]))
-    columns = {"image": [Image.fromarray(image) for image in pixels], "label": found.target}
-    return Dataset.from_dict(columns, features=features)
+    if shape != like.shape:
+        raise ValueError(
+            f"images of the split {split!r} have the shape {shape}, those that are trained on "
+            f"{like.shape}: pass --resolution and --image_mode"
+        )
+    if isinstance(labels, ClassLabel) and tuple(labels.names) != like.class_names:
+        names, others = labels.names[:10], [*(like.class_names or ["without names"])][:10]
+        raise ValueError(
+            f"the split {split!r} has the classes {', '.join(names)}, the one that is trained on "
+            f"{', '.join(others)}: hold out a share of it, such as --validation_split 0.1"
+        )
 
 
 def select(

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from fm_diffusers.couplings import COUPLINGS, couple
-from fm_diffusers.objectives import sample_times, weighted_loss
+from fm_diffusers.objectives import TIME_SAMPLERS, sample_times, weighted_loss
+from fm_diffusers.paths import PATHS
+from fm_diffusers.predictions import PREDICTIONS
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.tables import look_up
 from fm_diffusers.training.arguments import ImageArguments, TrainingArguments
-from fm_diffusers.weightings import loss_weight
+from fm_diffusers.weightings import WEIGHTINGS, loss_weight
 
 #: What a network learns, and the weighting of its own target's squared error.
 OBJECTIVES = {"flow_matching": "uniform", "score_matching": "snr"}
@@ -30,18 +32,23 @@ class LossArguments(TrainingArguments):
     """The loss of a network whose path and prediction are given."""
 
     weighting: str | None = field(
-        default=None, metadata={"help": "Over time, in WEIGHTINGS; by default uniform."}
+        default=None,
+        metadata={"choices": WEIGHTINGS, "help": "Of the loss over time; by default uniform."},
     )
     weighting_kwargs: str = field(default="{}", metadata={"help": "Its parameters, in JSON."})
     time_sampler: str = field(
-        default="low_discrepancy", metadata={"help": "Density of the times, in TIME_SAMPLERS."}
+        default="low_discrepancy",
+        metadata={"choices": TIME_SAMPLERS, "help": "Density of the times."},
     )
     time_sampler_kwargs: str = "{}"
     t_min: float = field(default=0.0, metadata={"help": "The times are scaled to start here,"})
     t_max: float = field(default=1.0, metadata={"help": "and to end here."})
     coupling: str = field(
         default="independent",
-        metadata={"help": "Of noise and data in a batch, in COUPLINGS; classes are respected."},
+        metadata={
+            "choices": COUPLINGS,
+            "help": "Of noise and data in a batch; classes are respected.",
+        },
     )
     coupling_kwargs: str = "{}"
 
@@ -99,16 +106,27 @@ class LossArguments(TrainingArguments):
 class FlowArguments(LossArguments):
     """What a new network learns: the flags of every script that trains a flow from scratch."""
 
-    path: str = field(default="linear", metadata={"help": "A Gaussian path, a name in PATHS."})
-    path_kwargs: str = field(default="{}", metadata={"help": "Its parameters, in JSON."})
-    prediction_type: str = field(
-        default="velocity", metadata={"help": "What the network predicts, in PREDICTIONS."}
+    init_from: str | None = field(
+        default=None,
+        metadata={"help": "A saved pipeline to train further in full: a folder or a Hub id."},
+    )
+    path: str | None = field(
+        default=None, metadata={"choices": PATHS, "help": "A Gaussian path; by default linear."}
+    )
+    path_kwargs: str | None = field(default=None, metadata={"help": "Its parameters, in JSON."})
+    prediction_type: str | None = field(
+        default=None,
+        metadata={
+            "choices": PREDICTIONS,
+            "help": "What the network predicts; by default velocity.",
+        },
     )
     objective: str = field(
         default="flow_matching",
         metadata={
+            "choices": OBJECTIVES,
             "help": "flow_matching: squared error of the prediction's own conditional target; "
-            "score_matching: of the score, with the weight beta^2 that makes it bounded."
+            "score_matching: of the score, with the weight beta^2 that makes it bounded.",
         },
     )
 
@@ -121,7 +139,10 @@ class FlowArguments(LossArguments):
             )
         self.weighting = self.weighting or implied
         super().__post_init__()
-        self.check_bounds(self.scheduler())
+        if self.init_from is None:  # else they are those of the pipeline, see `tuning`
+            self.path, self.path_kwargs = self.path or "linear", self.path_kwargs or "{}"
+            self.prediction_type = self.prediction_type or "velocity"
+            self.check_bounds(self.scheduler())
 
     def scheduler(self) -> GaussianFlowScheduler:
         """Return the scheduler that trains and samples what these flags say."""

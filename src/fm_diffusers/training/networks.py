@@ -14,31 +14,76 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
+UNET_WIDTHS = {
+    "help": "Widths of the U-Net's levels; by default of 32 64 64 the last, as many as the sides "
+    "can be halved."
+}
+#: Sizes that are not said, but for `block_out_channels`, which depend on the images.
+DEFAULTS = {
+    "dropout": 0.0,
+    "layers_per_block": 1,
+    "patch_size": 2,
+    "num_layers": 6,
+    "num_attention_heads": 4,
+    "attention_head_dim": 32,
+}
+WIDTHS = (32, 64, 64)
+
 
 @dataclass
 class NetworkArguments:
     """Sizes of a network, as flags of a training script."""
 
-    backbone: str = field(default="unet", metadata={"help": "unet or transformer (a DiT)."})
-    dropout: float = field(default=0.0, metadata={"help": "Of the network's layers."})
-    block_out_channels: list[int] = field(
-        default_factory=lambda: [32, 64, 64], metadata={"help": "Widths of the U-Net's levels."}
+    backbone: str | None = field(
+        default=None,
+        metadata={"choices": ["unet", "transformer"], "help": "By default unet; or a DiT."},
     )
-    layers_per_block: int = 1
-    patch_size: int = field(default=2, metadata={"help": "Of the transformer."})
-    num_layers: int = 6
-    num_attention_heads: int = 4
-    attention_head_dim: int = 32
+    dropout: float | None = field(default=None, metadata={"help": "Of the layers; by default 0."})
+    block_out_channels: list[int] | None = field(default=None, metadata=UNET_WIDTHS)
+    layers_per_block: int | None = field(default=None, metadata={"help": "By default 1."})
+    patch_size: int | None = field(
+        default=None, metadata={"help": "Of the transformer; by default 2."}
+    )
+    num_layers: int | None = field(default=None, metadata={"help": "By default 6."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "By default 4."})
+    attention_head_dim: int | None = field(default=None, metadata={"help": "By default 32."})
 
     def __post_init__(self) -> None:
+        self.backbone = self.backbone or "unet"
+        for name, value in DEFAULTS.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         if self.backbone not in BACKBONES:
             raise ValueError(f"--backbone must be one of {[*BACKBONES]}, got {self.backbone!r}")
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"--dropout must lie in [0, 1], got {self.dropout}")
-        if not self.block_out_channels or any(width % 8 for width in self.block_out_channels):
-            raise ValueError(
-                f"--block_out_channels must be multiples of 8, got {self.block_out_channels}"
-            )
+        widths = self.block_out_channels
+        if widths is not None and (not widths or any(width % 8 for width in widths)):
+            raise ValueError(f"--block_out_channels must be multiples of 8, got {widths}")
+
+
+def choose_widths(given: list[int] | None, size: list[int] | tuple[int, ...]) -> tuple[int, ...]:
+    """Return the widths of a U-Net's levels, of which every one but the first halves the sides.
+
+    By default they are the last of 32, 64, 64, as many as the sides can be halved.
+
+    Raises:
+        ValueError: if the sides cannot be halved as often as given widths ask for.
+
+    Example:
+        >>> choose_widths(None, (28, 28)), choose_widths(None, (14, 14))
+        ((32, 64, 64), (64, 64))
+    """
+    if given is None:
+        levels = [n for n in range(1, len(WIDTHS) + 1) if not any(s % 2 ** (n - 1) for s in size)]
+        return WIDTHS[-max(levels) :]
+    halvings = len(given) - 1
+    if any(side % 2**halvings for side in size):
+        raise ValueError(
+            f"images of side {max(size)} cannot be halved {halvings} times: choose another "
+            "--resolution or fewer --block_out_channels"
+        )
+    return tuple(given)
 
 
 def make_unet(
@@ -46,18 +91,14 @@ def make_unet(
 ) -> UNet2DModel:
     """Return a U-Net with attention at its lowest level only, which is fast on a CPU as well."""
     channels, *size = shape
-    levels = len(args.block_out_channels)
-    if any(side % 2 ** (levels - 1) for side in size):
-        raise ValueError(
-            f"images of side {max(size)} cannot be halved {levels - 1} times: choose another "
-            "--resolution or fewer --block_out_channels"
-        )
+    widths = choose_widths(args.block_out_channels, size)
+    levels = len(widths)
     return UNet2DModel(
         sample_size=size[0] if size[0] == size[1] else tuple(size),
         in_channels=channels,
         out_channels=channels,
         layers_per_block=args.layers_per_block,
-        block_out_channels=tuple(args.block_out_channels),
+        block_out_channels=widths,
         down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
         up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
         norm_num_groups=8,
@@ -74,7 +115,8 @@ def make_transformer(
     if height != width or height % args.patch_size:
         raise ValueError(
             f"a transformer takes square images whose side is a multiple of --patch_size "
-            f"{args.patch_size}, got {height} x {width}: choose another --resolution"
+            f"{args.patch_size}, got {height} x {width}: choose another --resolution, or "
+            "--patch_size 1"
         )
     transformer = DiTTransformer2DModel(
         num_attention_heads=args.num_attention_heads,

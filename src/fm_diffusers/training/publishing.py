@@ -20,6 +20,7 @@ from PIL import Image
 
 import fm_diffusers
 from fm_diffusers.training.arguments import TrainingArguments
+from fm_diffusers.training.plugins import plugin_lines
 
 #: What stays on the machine of the training.
 PRIVATE = ["checkpoint-*", "partial-*", "logs/*", "samples-*", "cache/*", ".cache/*"]
@@ -33,7 +34,7 @@ CARD = """# {title}
 
 ```python
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
-
+{plugins}
 pipe = FlowMatchingPipeline.from_pretrained("{title}")
 ode = pipe({asked}num_inference_steps=20).images
 {sde}```
@@ -111,7 +112,8 @@ def publish(
     folder = Path(args.output_dir)
     pipe.save_pretrained(folder)
     picture.save(folder / "samples.png")
-    (folder / "evaluation.json").unlink(missing_ok=True)  # of other weights
+    for old in ("evaluation.json", "evaluation.png"):  # of other weights
+        (folder / old).unlink(missing_ok=True)
     local = Path(dataset_name).exists()
     record = {
         "title": repo_id or args.output_dir,
@@ -122,6 +124,7 @@ def publish(
         "path": pipe.scheduler.config.path,
         "prediction_type": pipe.scheduler.config.prediction_type,
         **figures,
+        **beginnings(args),
         "hardware": hardware(),
         "version": fm_diffusers.__version__,
         "commit": commit(),
@@ -132,6 +135,34 @@ def publish(
     print(f"saved {folder}: {figures}")
     if repo_id is not None:
         push(folder, repo_id, f"Train for {figures['steps']} steps", args.hub_token)
+
+
+def beginnings(args: TrainingArguments) -> dict[str, Any]:
+    """Return what a run began with, where it was something: another network, rows of one's own."""
+    said = {"init_from": args.public().get("init_from"), "plugins": " ".join(args.plugins)}
+    return {name: value for name, value in said.items() if value}
+
+
+def say_finished(args: TrainingArguments, accelerator: Accelerator, steps: int) -> None:
+    """Say that nothing is left of a run of `steps` steps; push what it left if that was asked."""
+    folder = Path(args.output_dir)
+    accelerator.print(
+        f"{folder} holds the outcome of all {steps} steps: nothing is left to do. Ask for more "
+        "with --max_train_steps or --num_train_epochs"
+    )
+    repo_id = create_repository(args, accelerator)
+    if repo_id is not None:
+        retitle(folder, repo_id)
+        push(folder, repo_id, f"Train for {steps} steps", args.hub_token)
+
+
+def retitle(folder: Path, repo_id: str) -> None:
+    """Write the name on the Hub into the record and the card of a pipeline."""
+    file = folder / "training.json"
+    record = json.loads(file.read_text())
+    if "title" in record:
+        file.write_text(json.dumps(record | {"title": repo_id}, indent=2) + "\n")
+        write_card(folder)
 
 
 def push(folder: Path, repo_id: str, message: str, token: str | None = None) -> None:
@@ -169,6 +200,7 @@ def write_card(folder: Path) -> None:
         kind=kind,
         dataset=f"`{record['dataset']}`",
         asked=asked,
+        plugins=plugin_lines(record),
         processes="One network, sampled as an ODE (upper half) and as an SDE (lower half)"
         if stochastic
         else "Noise and data were coupled in the training, so it is sampled as an ODE",

@@ -1,0 +1,79 @@
+r"""Command lines: flags of a dataclass, and `--config file.yaml` beside them.
+
+A YAML file holds the names of the flags without dashes, and a flag on the command line wins over
+it. `--plugins` are run before anything else, so that `--help` lists the rows that they add.
+"""
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import HfArgumentParser
+
+from fm_diffusers.training.plugins import load_plugins
+
+Arguments = TypeVar("Arguments")
+
+
+def flags(values: dict[str, Any]) -> Iterator[str]:
+    """Yield the words of a command line that says the same."""
+    for name, value in values.items():
+        if isinstance(value, list):
+            yield from (f"--{name}", *map(str, value))
+        elif isinstance(value, dict):
+            yield f"--{name}={json.dumps(value)}"
+        elif value is not None:
+            yield f"--{name}" if value is True else f"--{name}={value}"
+
+
+def parse(arguments: type[Arguments], command_line: list[str] | None = None) -> Arguments:
+    """Return the arguments of a script from its flags and from the file of `--config`.
+
+    Args:
+        arguments: the dataclass.
+        command_line: words; by default those of this process.
+
+    Raises:
+        ValueError: if the file has a name that is no argument of the script, or values do not
+            agree.
+
+    Example:
+        >>> from fm_diffusers.training.arguments import TrainingArguments
+        >>> parse(TrainingArguments, ["--seed", "3"]).seed
+        3
+    """
+    words = sys.argv[1:] if command_line is None else command_line
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", help="YAML file with these names; flags win over it.")
+    config = first.parse_known_args(words)[0].config
+    if config is not None:
+        words = [*flags(read_config(config, [f.name for f in fields(arguments)])), *words]
+    first.add_argument("--plugins", nargs="+", default=[])
+    load_plugins(first.parse_known_args(words)[0].plugins)  # whose rows `--help` lists
+    parser = HfArgumentParser(arguments)
+    parser.add_argument("--config", help="YAML file with these names; flags win over it.")
+    return parser.parse_args_into_dataclasses(words)[0]
+
+
+def read_config(file: str, names: list[str]) -> dict[str, Any]:
+    """Return the content of a YAML file that holds some of `names`."""
+    import yaml
+
+    if not Path(file).is_file():
+        raise ValueError(f"--config {file!r} is not a file")
+    try:
+        values = yaml.safe_load(Path(file).read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {file!r} is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {file!r} must hold `name: value` lines, got {values!r}")
+    unknown = [name for name in values if name not in names]
+    if unknown:
+        raise ValueError(f"--config {file!r} holds {unknown}, the script takes {names}")
+    if values.get("mixed_precision") is False:
+        values["mixed_precision"] = "no"  # which YAML takes for a boolean
+    return values

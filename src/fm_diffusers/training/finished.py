@@ -1,0 +1,50 @@
+r"""What a finished run has left in its folder, so that no other run writes over it unasked.
+
+A folder holds an outcome if it has the file that is written last with the weights: the index of a
+pipeline, the weights of an adapter, the configuration of a model. `training.json`, which comes
+after it, has the number of steps; a run that was killed between them is not finished.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+#: What a folder holds, by the file that says so.
+OUTCOMES = {
+    "model_index.json": "a trained pipeline",
+    "pytorch_lora_weights.safetensors": "a trained adapter",
+    "config.json": "a trained model",
+}
+RECORD = "training.json"
+#: What is written beside the weights, and the part of a pipeline that is no component.
+BESIDE = re.compile(
+    r"README\.md|training\.json|evaluation\.(json|png)|samples(-\d+)?\.png|reconstructions\.png|"
+    r"pipeline_flow_matching\.py|diffusion_pytorch_model.*"
+)
+
+
+def find_outcome(folder: Path) -> str | None:
+    """Return in words what a run has trained, None if nothing is there."""
+    return next((f"{held} ({f})" for f, held in OUTCOMES.items() if (folder / f).is_file()), None)
+
+
+def steps_of(folder: Path) -> int | None:
+    """Return the steps after which the weights in a folder were saved, None if it is not told."""
+    file = folder / RECORD
+    if find_outcome(folder) is None or not file.is_file():
+        return None
+    return json.loads(file.read_text()).get("steps")
+
+
+def clear(folder: Path) -> None:
+    """Delete what a run has trained and what was written beside it."""
+    index = folder / "model_index.json"
+    parts = json.loads(index.read_text()) if index.is_file() else {}
+    for name, part in parts.items():
+        if isinstance(part, list) and (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if path.is_file() and (path.name in OUTCOMES or BESIDE.fullmatch(path.name)):
+            path.unlink()
+    shutil.rmtree(folder / "logs" / "train", ignore_errors=True)

@@ -1,0 +1,154 @@
+r"""Training that begins with a saved pipeline: `--init_from` in full, `--model` by adapters.
+
+What the pipeline says of itself holds: its network, its path and prediction, its size and
+channels, its classes. A flag that says otherwise is refused.
+"""
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffusers import AutoencoderKL
+from torch import nn
+
+from fm_diffusers.pipeline import FlowMatchingPipeline
+from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.training.data import ImageData
+from fm_diffusers.training.decoding import MODES
+from fm_diffusers.training.flow import FlowArguments, LossArguments
+from fm_diffusers.training.networks import DEFAULTS, keep_labels
+
+Arguments = TypeVar("Arguments", bound=LossArguments)
+
+#: Which script trains which pipelines, by what their networks take and whether they have a vae.
+SCRIPTS = {
+    ("labels", False): "train_mnist.py",
+    ("nothing", False): "train_mnist.py",
+    ("labels", True): "train_latent.py",
+    ("nothing", True): "train_latent.py",
+    ("text", False): "train_text_to_image.py",
+}
+
+
+def load_pipeline(args: Arguments, name: str) -> tuple[FlowMatchingPipeline, Arguments]:
+    """Return a pipeline whose training goes on, and the arguments with its size and channels.
+
+    Args:
+        args: of the script.
+        name: a folder or a Hub id.
+    """
+    pipe = FlowMatchingPipeline.from_pretrained(name)
+    if pipe.scheduler.config.get("calibration"):
+        warnings.warn(f"the calibration of {name} was of its network: it is dropped", stacklevel=2)
+    pipe.scheduler = GaussianFlowScheduler.from_config(pipe.scheduler.config, calibration=None)
+    args.check_bounds(pipe.scheduler)
+    mode = {count: name for name, count in MODES.items()}.get(image_channels(pipe))
+    height = pipe.sample_shape(None, None)[1]
+    side = height and height * pipe.vae_scale_factor
+    return pipe, replace(
+        args, resolution=args.resolution or side, image_mode=args.image_mode or mode
+    )
+
+
+def image_channels(pipe: FlowMatchingPipeline) -> int:
+    """Return the channels of the images that a pipeline draws."""
+    return (pipe.network if pipe.vae is None else pipe.vae).config.in_channels
+
+
+def adopt(args: FlowArguments, script: str) -> tuple[FlowMatchingPipeline, FlowArguments]:
+    """Return the pipeline of `--init_from`, and the arguments with what they leave to it.
+
+    Raises:
+        ValueError: if the pipeline is one of another script, or a flag contradicts it.
+    """
+    pipe, args = load_pipeline(args, args.init_from)
+    fitting = SCRIPTS.get((pipe.takes, pipe.vae is not None), "train_lora.py, with --model")
+    if fitting != script:
+        raise ValueError(f"{args.init_from} is not a pipeline of {script}: train it by {fitting}")
+    backbone = "unet" if pipe.transformer is None else "transformer"
+    config, own = pipe.scheduler.config, pipe.network.config
+    said = {"path": config.path, "prediction_type": config.prediction_type, "backbone": backbone}
+    said["path_kwargs"] = json.dumps(dict(config.path_kwargs or {}))
+    said |= {name: own.get(name) for name in [*DEFAULTS, "block_out_channels"]}
+    given = args.public()
+    for name, value in said.items():
+        if given.get(name) is not None and plain(given[name]) != plain(value):
+            raise ValueError(
+                f"--{name} {given[name]} contradicts {args.init_from}, which has {value}: drop it"
+            )
+    kept = {name: said[name] for name in ("path", "path_kwargs", "prediction_type")}
+    kept |= {"backbone": backbone} if "backbone" in given else {}
+    for part in (pipe.vae, pipe.text_encoder):
+        if part is not None:
+            part.requires_grad_(False).eval()
+    keep_labels(pipe.network).requires_grad_(True).train()
+    return pipe, replace(args, **kept)
+
+
+def load_autoencoder(flag: str, name: str, subfolder: str | None = None) -> AutoencoderKL:
+    """Return a saved autoencoder, or that of a saved pipeline.
+
+    Raises:
+        ValueError: for a folder that is neither.
+    """
+    folder = Path(name, subfolder or "")
+    if not subfolder and (folder / "model_index.json").is_file():
+        subfolder, folder = "vae", folder / "vae"
+    if Path(name).is_dir() and not (folder / "config.json").is_file():
+        inside = [path.parent.name for path in sorted(folder.glob("*/config.json"))]
+        raise ValueError(
+            f"--{flag} {name} holds no autoencoder, there is no {folder / 'config.json'}: name "
+            f"the folder that save_pretrained wrote{f', such as {inside}' if inside else ''}"
+        )
+    return AutoencoderKL.from_pretrained(name, subfolder=subfolder)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it, so that tuples and texts of JSON compare."""
+    try:
+        return json.loads(value) if isinstance(value, str) else json.loads(json.dumps(value))
+    except json.JSONDecodeError:
+        return value
+
+
+def check_data(
+    args: LossArguments, name: str, pipe: FlowMatchingPipeline, data: ImageData
+) -> None:
+    """Raise a `ValueError` if images have other channels than the pipeline `name`."""
+    channels = image_channels(pipe)
+    if data.shape[0] != channels:
+        raise ValueError(
+            f"{name} takes {channels} channels, the images have {data.shape[0]}: drop "
+            f"--image_mode {args.image_mode}"
+        )
+
+
+def check_classes(args: FlowArguments, pipe: FlowMatchingPipeline, data: ImageData) -> None:
+    """Raise a `ValueError` unless there are as many classes as the network was trained with."""
+    if data.num_classes != pipe.num_classes:
+        raise ValueError(
+            f"{args.dataset_name} has {data.num_classes} classes, the network of "
+            f"{args.init_from} knows {pipe.num_classes}: choose another --label_column ('' is for "
+            "networks without classes), or train without --init_from"
+        )
+    warn_of_null(pipe, args.init_from, args.label_dropout)
+
+
+def warn_of_null(pipe: FlowMatchingPipeline, name: str, dropout: float) -> None:
+    """Warn if no label can be dropped."""
+    if pipe.num_classes and pipe.config.null_label is None and dropout:
+        warnings.warn(
+            f"the network of {name} has no label for 'no class': --label_dropout {dropout} drops "
+            "none",
+            stacklevel=3,
+        )
+
+
+def network_of(pipe: FlowMatchingPipeline, network: nn.Module) -> FlowMatchingPipeline:
+    """Return the pipeline with another network in the place of its own."""
+    name = "unet" if pipe.transformer is None else "transformer"
+    return FlowMatchingPipeline(
+        **pipe.components | {name: network}, null_label=pipe.config.null_label
+    )
