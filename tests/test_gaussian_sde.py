@@ -9,7 +9,7 @@ import torch
 from oracles import STD, gaussian_std
 
 from benchmarks.samplers import gaussian_sde
-from benchmarks.samplers.gaussian_sde import Arguments, bias, gaussian_field, ours, theirs
+from benchmarks.samplers.gaussian_sde import RATES, Arguments, bias, gaussian_field, ours, theirs
 from benchmarks.samplers.peers import Preserving
 from benchmarks.samplers.sde import run_ours
 from benchmarks.samplers.sde_peers import SDE_PEERS
@@ -116,7 +116,7 @@ def test_the_readme_names_the_worst_of_all_coefficients_and_paths(steps):
     rows, biases = published(steps, method="ours")
     noisy = [i for i, row in enumerate(rows) if row["diffusion"] != "ODE"]
     rows, biases = [rows[i] for i in noisy], biases[noisy]
-    assert len(rows) == len(PATHS) * len(DIFFUSIONS)
+    assert len(rows) == len(PATHS) * len(RATES)
     is_worst(steps, biases)
     for i in {biases.abs().max(1).values.argmax(), biases[:, 1:].abs().max(1).values.argmax()}:
         found = ours("ours", rows[i]["path"], rows[i]["diffusion"], 1.0, WIDTHS, steps)
@@ -126,7 +126,7 @@ def test_the_readme_names_the_worst_of_all_coefficients_and_paths(steps):
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", WORST)
 def test_so_it_is_if_all_are_computed_again(steps):
-    rows = [ours("ours", p, name, 1.0, WIDTHS, steps) for p in PATHS for name in DIFFUSIONS]
+    rows = [ours("ours", p, name, 1.0, WIDTHS, steps) for p in PATHS for name in RATES]
     is_worst(steps, torch.tensor([row.std for row in rows]))
 
 
@@ -184,7 +184,7 @@ def test_the_published_table_is_what_is_computed():
             assert float(row[f"std {width:g}"]) == pytest.approx(std, rel=1e-3, abs=1e-5)
             assert float(row[f"mean {width:g}"]) == pytest.approx(mean, rel=1e-3, abs=1e-5)
         checked += 1
-    assert checked == len(SDE_PEERS) + 3 * (1 + len(DIFFUSIONS))
+    assert checked == len(SDE_PEERS) + 3 * (1 + len(RATES))
 
 
 def test_the_benchmark_writes_its_tables(tmp_path, monkeypatch):

@@ -220,7 +220,7 @@ def test_training_lowers_the_loss(kwargs, train):
     first, last = losses(output)
     assert last < 0.95 * first
     config = FlowMatchingPipeline.from_pretrained(output).scheduler.config
-    assert config.prediction_type == kwargs.get("prediction_type", "velocity")
+    assert config.prediction_type == kwargs.get("prediction_type", "flow_prediction")
     assert config.path == kwargs.get("path", "linear")
 
 

@@ -110,7 +110,11 @@ def test_the_loss_is_that_of_the_pipeline_on_its_own_path(examples, tmp_path, mo
     ("base", "flags", "message"),
     [
         ({"path": "cosine"}, {"path": "linear"}, "--path linear contradicts .*, which has cosine"),
-        ({}, {"prediction_type": "epsilon"}, "epsilon contradicts .*, which has velocity: drop"),
+        (
+            {},
+            {"prediction_type": "epsilon"},
+            "epsilon contradicts .*, which has flow_prediction: drop",
+        ),
         ({}, {"backbone": "transformer"}, "--backbone transformer contradicts .* has unet"),
         ({"backbone": "transformer"}, {"backbone": "unet"}, "--backbone unet contradicts"),
         ({"backbone": "transformer"}, {"num_layers": 6}, "--num_layers 6 contradicts .* has 1"),

@@ -12,8 +12,8 @@ alone, set to 1, so that their difference is :math:`c_k`. The columns of the bat
 several standard deviations s, all of mean 1. What is reported is the bias, E[x] - 1 and std/s - 1:
 exact up to rounding, the same in every run.
 
-Ours is every coefficient of `DIFFUSIONS` on every path of `PATHS`, by the default solver and by
-`ddim`, on the default grid and on equal steps in t; on the linear path also weaker and stronger.
+Ours is every coefficient of dW in `DIFFUSIONS` on every path of `PATHS`, by the default solver and
+by `ddim`, on the default grid and on equal steps in t; on the linear path also weaker and stronger.
 The ODE stands beside them. Peers are those of `sde_peers`. It writes `gaussian_sde.csv`,
 `gaussian_sde.md` and `gaussian_sde.png`.
 """
@@ -49,7 +49,10 @@ OURS: dict[str, dict[str, Any]] = {
     "ours, equal steps": {"grid": "uniform"},
 }
 
-#: Multiples of the scale that a coefficient has by default, for those that are a rate in time.
+#: The coefficients of dW; the other rows of `DIFFUSIONS` say what a whole step does.
+RATES = [name for name in DIFFUSIONS if DIFFUSIONS[name].profile is not None]
+
+#: Multiples of the scale that a coefficient has by default.
 STRENGTHS = (0.1, 1.0, 10.0)
 
 
@@ -162,12 +165,10 @@ def theirs(name: str, widths: list[float], n: int) -> Row:
 
 def measure(args: Arguments) -> Iterator[Row]:
     """Yield a row for every sampler and number of steps."""
-    names = ["ODE", *DIFFUSIONS]
-    for method, path, name, n in product(OURS, PATHS, names, args.steps):
+    for method, path, name, n in product(OURS, PATHS, ["ODE", *RATES], args.steps):
         yield ours(method, path, name, 1.0, args.widths, n)
-    rates = [name for name in DIFFUSIONS if DIFFUSIONS[name].profile is not None]
     others = [strength for strength in STRENGTHS if strength != 1]
-    for method, name, strength, n in product(list(OURS)[:2], rates, others, args.steps):
+    for method, name, strength, n in product(list(OURS)[:2], RATES, others, args.steps):
         yield ours(method, "linear", name, strength, args.widths, n)
     for name, n in product(SDE_PEERS, args.steps):
         yield theirs(name, args.widths, n)

@@ -102,6 +102,11 @@ class LossArguments(TrainingArguments):
                 )
 
 
+#: What networks predict by default, where it is not the velocity: the sign of diffusers' flow
+#: models on the path that these have.
+DEFAULT_PREDICTIONS = {"linear": "flow_prediction"}
+
+
 @dataclass
 class FlowArguments(LossArguments):
     """What a new network learns: the flags of every script that trains a flow from scratch."""
@@ -118,7 +123,8 @@ class FlowArguments(LossArguments):
         default=None,
         metadata={
             "choices": PREDICTIONS,
-            "help": "What the network predicts; by default velocity.",
+            "help": "What the network predicts; by default flow_prediction on the linear path, "
+            "so that diffusers' own flow schedulers sample it too, else velocity.",
         },
     )
     objective: str = field(
@@ -141,16 +147,22 @@ class FlowArguments(LossArguments):
         super().__post_init__()
         if self.init_from is None:  # else they are those of the pipeline, see `tuning`
             self.path, self.path_kwargs = self.path or "linear", self.path_kwargs or "{}"
-            self.prediction_type = self.prediction_type or "velocity"
+            self.prediction_type = self.prediction_type or DEFAULT_PREDICTIONS.get(
+                self.path, "velocity"
+            )
             self.check_bounds(self.scheduler())
 
     def scheduler(self) -> GaussianFlowScheduler:
         """Return the scheduler that trains and samples what these flags say."""
-        return GaussianFlowScheduler(
+        scheduler = GaussianFlowScheduler(
             path=self.path,
             path_kwargs=self.parameters("path_kwargs"),
             prediction_type=self.prediction_type,
         )
+        if (self.path, self.prediction_type) == ("linear", "flow_prediction"):
+            # what diffusers' UniPC and DPM-Solver need to be told of it
+            scheduler.register_to_config(use_flow_sigmas=True, flow_shift=1.0)
+        return scheduler
 
 
 def coupled_noise(args: LossArguments, z: Tensor, condition: Tensor | None) -> Tensor:
