@@ -63,13 +63,9 @@ def test_objects_below_the_scheduler_are_frozen_configuration():
         assert instance.__dataclass_params__.frozen
 
 
-#: Classes that still are made of several of ours.
-MIXED = {"Timetable"}
-
-
 def test_no_class_has_more_than_one_base_of_ours():
     for module in pkgutil.walk_packages([str(ROOT)], "fm_diffusers."):
         for name, value in vars(importlib.import_module(module.name)).items():
-            if isinstance(value, type) and value.__module__ == module.name and name not in MIXED:
+            if isinstance(value, type) and value.__module__ == module.name:
                 ours = [base for base in value.__bases__ if base.__module__.startswith("fm_")]
                 assert len(ours) < 2, f"{module.name}.{name}: {ours}"

@@ -1,5 +1,7 @@
 """Arguments of a call that mean nothing are refused, by name and before anything is drawn."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -31,8 +33,13 @@ def pipes():
     return pipes
 
 
+def shown(value):
+    """Return a value for the name of a test, the same in every process."""
+    return re.sub(r"(?: object)? at 0x[0-9a-f]*", "", repr(value))[:40]
+
+
 def listed(name, values, message, kind="guided", **more):
-    return [pytest.param(kind, more | {name: v}, message, id=f"{name}={v!r:.40}") for v in values]
+    return [pytest.param(kind, more | {name: v}, message, id=f"{name}={shown(v)}") for v in values]
 
 
 NO_NUMBERS = ["2", "", None, [2], [], {}, (), "nan", 1j, X, np.zeros(2), object]

@@ -113,7 +113,7 @@ def test_the_loss_is_that_of_the_pipeline_on_its_own_path(examples, tmp_path, mo
         (
             {},
             {"prediction_type": "epsilon"},
-            "epsilon contradicts .*, which has flow_prediction: drop",
+            "epsilon contradicts .* has flow_prediction: drop",
         ),
         ({}, {"backbone": "transformer"}, "--backbone transformer contradicts .* has unet"),
         ({"backbone": "transformer"}, {"backbone": "unet"}, "--backbone unet contradicts"),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import diffusers
 import pytest
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ def batch(n=256, device="cpu"):
 
 @pytest.mark.parametrize("objective", ["flow_matching", "score_matching"])
 def test_the_loss_is_the_squared_error_of_the_target(objective):
-    """On the linear path u - x is the target's error; the score's is t^2 times it."""
+    """On the linear path it is eps - z less x; the score's error is t^2 times it."""
     args, (z, eps), spy = Arguments(objective=objective), batch(), Spy()
     label = torch.arange(256)
     loss = flow_loss(args, args.scheduler(), spy, z, eps, label)
@@ -45,8 +46,27 @@ def test_the_loss_is_the_squared_error_of_the_target(objective):
     t = 1 - timestep[:, None, None, None] / 1000
     torch.testing.assert_close(x_t, t * z + (1 - t) * eps)
     weight = t**2 if objective == "score_matching" else 1
-    torch.testing.assert_close(loss, (weight * (x_t - (z - eps)) ** 2).mean())
+    torch.testing.assert_close(loss, (weight * (x_t - (eps - z)) ** 2).mean())
     assert torch.equal(condition, label)
+
+
+@pytest.mark.parametrize(
+    "name", ["FlowMatchEulerDiscrete", "UniPCMultistep", "DPMSolverMultistep"]
+)
+def test_diffusers_flow_schedulers_sample_what_is_trained_by_default(name):
+    """The sign and the timesteps are theirs: an exact network of N(.7, .5^2) says so."""
+    ours = Arguments().scheduler()
+    theirs = getattr(diffusers, f"{name}Scheduler").from_config(ours.config)
+    theirs.set_timesteps(50)
+    x = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0))
+    for timestep in theirs.timesteps:
+        t = ours.to_time(timestep)
+        variance = (t * 0.5) ** 2 + (1 - t) ** 2
+        z = 0.7 + t * 0.25 * (x - t * 0.7) / variance
+        eps = (1 - t) * (x - t * 0.7) / variance
+        x = theirs.step(eps - z, timestep, x).prev_sample
+    assert abs(x.mean() - 0.7) < 0.02 and abs(x.std() - 0.5) < 0.025
+    assert Arguments(path="cosine").scheduler().config.prediction_type == "velocity"
 
 
 def test_times_are_those_of_the_sampler_scaled_into_the_range():
@@ -136,7 +156,7 @@ def test_likelihood_weights_need_times_below_one():
         ),
         (
             {"time_sampler": "logit_normal", "time_sampler_kwargs": '{"std": "wide"}'},
-            "--time_sampler_kwargs must hold numbers, got {'std': 'wide'}",
+            "cannot be made with time_sampler_kwargs={'std': 'wide'}",
         ),
         ({"coupling": "greedy"}, "unknown coupling 'greedy': choose one of independent"),
         ({"path": "geodesic"}, "unknown path 'geodesic'"),

@@ -13,8 +13,8 @@ several standard deviations s, all of mean 1. What is reported is the bias, E[x]
 exact up to rounding, the same in every run.
 
 Ours is every coefficient of dW in `DIFFUSIONS` on every path of `PATHS`, by the default solver and
-by `ddim`, on the default grid and on equal steps in t; on the linear path also weaker and stronger.
-The ODE stands beside them. Peers are those of `sde_peers`. It writes `gaussian_sde.csv`,
+by `ddim`, on the default grid and on equal steps in t; on the linear path also weaker and
+stronger. The ODE stands beside them. Peers are those of `sde_peers`. It writes `gaussian_sde.csv`,
 `gaussian_sde.md` and `gaussian_sde.png`.
 """
 
