@@ -26,7 +26,10 @@ VARIABLES = {
     "exponential": lambda a, b: np.log(b / (a + b)),
     "beta": lambda a, b: stats.beta.cdf(a / (a + b), 0.6, 0.6),
     "polynomial": lambda a, b: np.sqrt(b / (a + b)),
+    "beta57": lambda a, b: stats.beta.cdf(a / (a + b), 0.7, 0.5),
 }
+#: Lists of noise levels, tested against their definitions in test_named_grids.py.
+LISTS = {"simple", "normal", "sgm_uniform", "bong_tangent", "ays"}
 
 
 def normal_quantiles(p):
@@ -94,7 +97,7 @@ def test_steps_are_equal_in_the_variable_of_the_grid(name, path_name):
 
 
 def test_every_grid_has_a_variable_here():
-    assert {*VARIABLES, "uniform"} == set(OWN)
+    assert {*VARIABLES, *LISTS, "uniform"} == set(OWN)
 
 
 @pytest.mark.parametrize(("name", "kwargs", "clock"), CLOCKS)

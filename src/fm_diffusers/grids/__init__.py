@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from fm_diffusers.grids.continuous import (
     shifted,
     uniform,
 )
+from fm_diffusers.grids.named import ays, bong_tangent, normal, sgm_uniform, simple
 from fm_diffusers.grids.spacing import (
     ddim,
     euler_discrete,
@@ -44,9 +46,20 @@ def default_parameters(n: int, noisy: bool) -> dict[str, float]:
     return next(parameters for most, parameters in ODE_PARAMETERS.items() if n <= most)
 
 
-#: The grids by their names in a saved configuration, called as `(n, path, t_min, t_max)` with
-#: parameters of their own. `GRIDS["mine"] = my_grid` adds one; whoever loads a scheduler saved
-#: with it must do the same first.
+#: The grids by their names in a saved configuration. An entry is a function with this signature,
+#: and parameters of its own by name:
+#:
+#:     def dense_at_the_end(
+#:         n: int, path: GaussianPath, t_min: float = 0.0, t_max: float = 1.0, power: float = 2.0
+#:     ) -> Tensor:
+#:         """Return n + 1 times, float64 and strictly increasing, from t_min to t_max."""
+#:         left = torch.linspace(1, 0, n + 1, dtype=torch.float64) ** power
+#:         return t_max + (t_min - t_max) * left
+#:
+#:     GRIDS["dense_at_the_end"] = dense_at_the_end
+#:     scheduler = GaussianFlowScheduler(grid="dense_at_the_end", grid_kwargs={"power": 3.0})
+#:
+#: Whoever loads a scheduler saved with such a name must do the same first.
 GRIDS: dict[str, Callable[..., Tensor]] = {
     "uniform": uniform,
     "logistic": logistic,
@@ -56,7 +69,13 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
     "karras": karras,
     "exponential": exponential,
     "beta": beta,
+    "beta57": partial(beta, alpha=0.7, beta=0.5),  # of u; 0.5, 0.7 of the noise level 1 - u
     "polynomial": polynomial,
+    "simple": simple,
+    "normal": normal,
+    "sgm_uniform": sgm_uniform,
+    "bong_tangent": bong_tangent,
+    "ays": ays,
     "flow_match": flow_match,
     "flow_multistep": flow_multistep,
     "ddim": ddim,
@@ -66,7 +85,9 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
 
 __all__ = [
     "GRIDS",
+    "ays",
     "beta",
+    "bong_tangent",
     "ddim",
     "default_parameters",
     "euler_discrete",
@@ -78,9 +99,12 @@ __all__ = [
     "logistic",
     "logit_normal",
     "multistep",
+    "normal",
     "polynomial",
     "respace",
+    "sgm_uniform",
     "shifted",
+    "simple",
     "uniform",
     "warp",
 ]

@@ -167,10 +167,7 @@ class Solver:
     @property
     def noisy(self) -> bool:
         """Whether an SDE is solved: there is a diffusion, and it does not vanish."""
-        inside = torch.linspace(0, 1, 1001, dtype=torch.float64)[1:-1]
-        return self.diffusion is not None and bool(
-            (self.diffusion.squared(self.path, inside) > 0).any()
-        )
+        return self.diffusion is not None and self.diffusion.acts(self.path)
 
     def slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights of the sample and of the model output in the slope at times `t`."""
@@ -233,7 +230,9 @@ class Solver:
             shift = torch.where(inside, torch.minimum(shift, last - log_snr), 0.0)
             if self.order > 1:
                 length = torch.where(inside, log_snr - path.log_snr(t), 0.0)
-                shift = torch.minimum(shift, length.clamp(min=REACH))
+                reach = length.clamp(min=REACH)
+                self.diffusion.warn_of_reach(shift, reach)
+                shift = torch.minimum(shift, reach)
         beyond = log_snr + shift
         moved = torch.where(beyond >= last, one, path.time(beyond).clamp(max=1))
         end = torch.where(shift > 0, moved, s)
