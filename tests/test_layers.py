@@ -17,7 +17,7 @@ FLOORS = [
     {"likelihood", "objectives"},
     {"scheduling"},
     {"scheduler"},
-    {"adapters", "calibration", "flow_prediction", "pipelines"},
+    {"adapters", "calibration", "flow_prediction", "pipelines", "rl"},
     {"pipeline"},
     {"evaluation", "training"},
 ]
