@@ -57,8 +57,8 @@ def make(
         return entry(**given, **(parameters or {}))
     except (TypeError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(
-            f"{kind} {name!r} cannot be made with {kind}_kwargs={dict(parameters or {})}: {error}; "
-            f"it is called as {name}{inspect.signature(entry)} with "
+            f"{kind} {name!r} cannot be made with {kind}_kwargs={dict(parameters or {})}: "
+            f"{error}; it is called as {name}{inspect.signature(entry)} with "
             f"{', '.join(sorted(given)) or 'nothing'} given"
         ) from error
 
