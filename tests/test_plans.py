@@ -1,4 +1,4 @@
-"""Plans that are consistent: constants are carried exactly, and what cannot be planned says why."""
+"""Plans are consistent: constants are carried exactly, and what cannot be planned says why."""
 
 import itertools
 import math
