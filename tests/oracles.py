@@ -1,10 +1,14 @@
 """Exact oracles that the tests share."""
 
+import math
+
+import numpy as np
 import torch
 
 from fm_diffusers.diffusions import DIFFUSIONS
 from fm_diffusers.fields import GaussianMixture
-from fm_diffusers.solvers import EulerMaruyama, integrate
+from fm_diffusers.predictions import _row
+from fm_diffusers.solvers import EulerMaruyama, integrate, memory_size
 
 STD = 0.5
 #: Data N(0, 0.5^2), one component in one dimension.
@@ -61,3 +65,37 @@ def slope(errors):
     """Return the order of convergence from errors at step sizes that halve."""
     errors = torch.tensor(errors, dtype=torch.float64)
     return torch.log2(errors[:-1] / errors[1:])[-1].item()
+
+
+def moments(solver, times, mean=0.7, std=STD):
+    """Return the exact mean and standard deviation of what `solver` makes of data N(mean, std^2).
+
+    The field is affine, so the joint mean and covariance of the sample and the slopes that are
+    remembered go from step to step in closed form.
+    """
+    plan, net = solver.plan(times), solver.model_path or solver.path
+    t = torch.tensor([step.t for step in plan], dtype=torch.float64)
+    own = solver.model_time(t)
+    c, (a, b, w) = net(own), _row(net, solver.prediction, own)
+    variance = c.alpha**2 * std**2 + c.beta**2
+    # q = (a E[z|x] + b E[eps|x])/w at the sample's point on the path of the network
+    gain = (a * c.alpha * std**2 + b * c.beta) / variance / w
+    offset = (a * mean / w - gain * c.alpha * mean).tolist()
+    gain = (gain * solver.rescaling(t)).tolist()
+    size = memory_size(plan) + 3
+    first = solver.path(torch.tensor(plan[0].t, dtype=torch.float64))
+    centre, spread = np.zeros(size), np.zeros((size, size))
+    centre[0] = first.alpha * mean
+    spread[0, 0] = first.alpha**2 * std**2 + first.beta**2
+    for past, step in enumerate(plan):
+        moved, pushed = np.eye(size, k=-1), np.zeros(size)
+        moved[1], pushed[1] = 0, step.slope[1] * offset[past]
+        moved[1, 0] = step.slope[0] + step.slope[1] * gain[past]
+        row = np.zeros(size)
+        row[: len(step.row(past))] = step.row(past)
+        moved[0] = row[1:] @ moved[1:]
+        moved[0, 0] += row[0]
+        pushed[0] = row[1:] @ pushed[1:]
+        centre, spread = moved @ centre + pushed, moved @ spread @ moved.T
+        spread[0, 0] += step.std**2
+    return centre[0], math.sqrt(spread[0, 0])

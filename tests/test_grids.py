@@ -7,7 +7,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from scipy import stats
 
 from fm_diffusers.grids import GRIDS, default_parameters
-from fm_diffusers.paths import PATHS, Cosine, Linear
+from fm_diffusers.paths import PATHS, Cosine, Linear, NoiseLevel, VarianceExploding
 from fm_diffusers.scheduling.parts import CONFIGURED
 
 # the others are those of diffusers, tested against it in test_parity.py
@@ -188,3 +188,84 @@ def test_a_cut_outside_the_ends_cuts_nothing(grid, ends):
 def test_an_infinite_end_without_a_cut_on_the_way_is_refused(grid, ends):
     with pytest.raises(ValueError, match="would be infinitely long: they need a sigma_min"):
         GRIDS[grid](4, PATHS["linear"](), *ends)
+
+
+# --- cuts that follow the path -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", ["log_snr", "karras"])
+@pytest.mark.parametrize("path", [NoiseLevel(500.0), NoiseLevel(2.0), VarianceExploding(0.1, 500)])
+def test_by_default_steps_are_equal_up_to_ends_of_finite_ratio(grid, path):
+    alpha, beta = (c.numpy() for c in path(GRIDS[grid](9, path))[:2])
+    ends = (beta / alpha)[0], max((beta / alpha)[-1], 0.02)
+    steps = np.diff(VARIABLES[grid](alpha, beta)[: -1 if beta[-1] == 0 else None])
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-8)
+    assert ends[0] == pytest.approx(path.sigma_max)
+
+
+@pytest.mark.parametrize(
+    ("path", "kwargs", "message"),
+    [
+        (NoiseLevel(500.0), {"sigma_max": 50.0}, r"sigma_max=50 leaves .* = 500 one step away"),
+        (VarianceExploding(), {"sigma_min": 1.0}, r"sigma_min=1 leaves .* = 0.01 one step away"),
+    ],
+)
+@pytest.mark.parametrize("grid", ["log_snr", "karras", "exponential"])
+def test_a_cut_far_from_an_end_of_finite_ratio_warns(grid, path, kwargs, message):
+    with pytest.warns(UserWarning, match=message):
+        GRIDS[grid](6, path, **kwargs)
+
+
+@pytest.mark.parametrize("path_name", PATHS)
+@pytest.mark.parametrize("grid", OWN)
+def test_no_grid_warns_by_itself(grid, path_name, recwarn):
+    GRIDS[grid](6, PATHS[path_name]())
+    assert not [w for w in recwarn if "one step away" in str(w.message)]
+
+
+# --- what cannot be laid out ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        (
+            "ddim",
+            {"t_max": 0.5},
+            r"t_max=0.5 lies before the last start of grid='ddim', t = 0.999",
+        ),
+        ("multistep", {"t_max": 0.5}, r"t_max=0.5 lies before .* grid='multistep'.*: leave t_max"),
+        ("euler_discrete", {"t_max": 0.9}, r"t_max=0.9 lies before .* grid='euler_discrete'"),
+        (
+            "flow_match",
+            {"t_max": 0.5},
+            r"t_max=0.5 lies before the last start of grid='flow_match",
+        ),
+        ("flow_multistep", {"t_max": 0.5}, r"t_max=0.5 lies before .* grid='flow_multistep'"),
+        ("flow_match", {"num_train_timesteps": 1}, r"grid='flow_match' has no 5 distinct starts"),
+        ("flow_match", {"shift": 0.0}, r"shift must be positive and finite, got 0.0"),
+        ("flow_multistep", {"first": 0.1, "last": 0.5}, r"0 <= last < first <= 1 must hold, got"),
+        ("flow_multistep", {"first": math.nan}, r"first must be finite, got nan"),
+        ("ddim", {"steps_offset": 999}, r"steps_offset=999 moves 5 leading timesteps to 999 to"),
+        ("ddim", {"steps_offset": math.nan}, r"steps_offset must be finite, got nan"),
+        ("ddim", {"num_train_timesteps": 4}, r"a table of 4 timesteps has no grid of 5: take"),
+        ("ddim", {"timestep_spacing": "lu"}, r"timestep_spacing must be one of .* got 'lu'"),
+        ("logit_normal", {"mean": math.nan}, r"mean must be finite, got nan"),
+        ("logit_normal", {"mean": 900.0}, r"crowd the steps more than float64 tells apart"),
+        ("logistic", {"shift": 1e300, "scale": 30.0}, r"crowd the steps more than float64"),
+        ("logistic", {"shift": "3"}, r"shift must be positive and finite, got '3': give a number"),
+        ("karras", {"rho": None}, r"rho must be positive and finite, got None"),
+        ("karras", {"sigma_min": "1"}, r"0 < sigma_min < sigma_max must hold, got '1' and 50.0"),
+        ("karras", {"sigma_max": math.nan}, r"must hold, got 0.02 and nan: they are ratios"),
+        ("polynomial", {"power": [2]}, r"power must be positive and finite, got \[2\]"),
+    ],
+)
+def test_what_cannot_be_laid_out_says_why(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        GRIDS[name](5, Linear(), **kwargs)
+
+
+def test_a_table_is_not_left_by_an_offset_at_its_full_length():
+    with pytest.raises(ValueError, match=r"steps_offset=1 moves 1000 .* to 1 to 1000, but the"):
+        GRIDS["ddim"](1000, Linear(), steps_offset=1)
+    assert GRIDS["ddim"](1000, Linear())[0] == 0

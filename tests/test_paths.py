@@ -145,3 +145,43 @@ def test_time_of_another_batch_size_is_refused():
 def test_impossible_paths_are_refused(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         PATHS[name](**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"beta_end": 0.9}, r"must change from step to step of a table, and float32 tells \d+ of"),
+        (
+            {"num_train_timesteps": 1, "rescale_betas_zero_snr": True},
+            r"float32 tells 0 of 1 apart",
+        ),
+        ({"num_train_timesteps": 0}, r"num_train_timesteps must be an integer .*, got 0"),
+        ({"rescale_betas_zero_snr": "false"}, r"must be True or False, got 'false'"),
+        ({"snr_shift_scale": -1.0}, r"snr_shift_scale must be positive and finite, got -1.0"),
+        ({"beta_start": math.nan}, r"beta_start must be finite, got nan"),
+        ({"beta_start": -0.1}, r"every beta must be between 0 and 1, exclusively, got -0.1"),
+        ({"beta_schedule": None}, r"unknown beta_schedule None: choose one of linear"),
+        ({"trained_betas": [0.1, 0.2]}, r"must have num_train_timesteps = 1000 entries, got 2"),
+    ],
+)
+def test_impossible_tables_say_why(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        PATHS["discrete"](**kwargs).log_snr(0.5)
+
+
+@pytest.mark.parametrize("wrong", ["3", None, [1.0], math.nan, math.inf, -1.0, True])
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [
+        ("cosine", "data_std"),
+        ("polynomial", "degree"),
+        ("variance_preserving", "beta_min"),
+        ("variance_preserving", "beta_max"),
+        ("variance_exploding", "sigma_min"),
+        ("variance_exploding", "sigma_max"),
+        ("noise_level", "sigma_max"),
+    ],
+)
+def test_parameters_of_paths_are_numbers_in_their_range(name, parameter, wrong):
+    with pytest.raises(ValueError, match=parameter):
+        PATHS[name](**{parameter: wrong})

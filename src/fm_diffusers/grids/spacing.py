@@ -103,6 +103,7 @@ def euler_discrete(
     """Return the times of Euler's timesteps of a table; see `ddim`."""
     if timestep_spacing != "linspace":
         return ddim(n, path, t_min, t_max, num_train_timesteps, timestep_spacing, steps_offset)
+    _check_table(num_train_timesteps, steps_offset)
     indices = torch.linspace(num_train_timesteps - 1, 0, n, dtype=torch.float64)
     return _on_table("euler_discrete", indices, num_train_timesteps, t_max)
 
@@ -125,7 +126,7 @@ def multistep(
 def _indices(n: int, count: int, spacing: str, offset: int) -> Tensor:
     if spacing not in SPACINGS:
         raise ValueError(f"timestep_spacing must be one of {SPACINGS}, got {spacing!r}")
-    check_finite(steps_offset=offset)
+    _check_table(count, offset)
     if n > count:
         raise ValueError(
             f"a table of {count} timesteps has no grid of {n}: take fewer steps, or a grid in "
@@ -144,6 +145,11 @@ def _indices(n: int, count: int, spacing: str, offset: int) -> Tensor:
     if spacing == "trailing":
         return (count - whole * (count / n)).round() - 1
     return torch.linspace(0, count - 1, n, dtype=torch.float64).round().flip(0)
+
+
+def _check_table(count: int, offset: int) -> None:
+    check_positive(num_train_timesteps=count)
+    check_finite(steps_offset=offset)
 
 
 def _on_table(grid: str, indices: Tensor, count: int, t_max: float) -> Tensor:

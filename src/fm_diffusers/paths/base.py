@@ -180,8 +180,9 @@ def common_times(path: GaussianPath, other: GaussianPath) -> tuple[float, float]
         (0.25, 1.0)
     """
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    first, last = path.time(other.log_snr(ends)).clamp(0, 1).tolist()
-    return first, last
+    own, theirs = path.log_snr(ends), other.log_snr(ends)
+    first, last = path.time(theirs).clamp(0, 1).tolist()
+    return first if theirs[0] > own[0] else 0.0, last if theirs[1] < own[1] else 1.0
 
 
 #: Times strictly inside at which a path is tried, no node of any table.

@@ -18,11 +18,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from fm_diffusers.paths.base import Coefficients, GaussianPath
+from fm_diffusers.paths.base import Coefficients, GaussianPath, check_finite, check_positive
 
 
 def _linear(n: int, start: float, end: float) -> Tensor:
@@ -76,14 +77,30 @@ class Discrete(GaussianPath):
     snr_shift_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.trained_betas is None and self.beta_schedule not in BETA_SCHEDULES:
+        if not isinstance(self.num_train_timesteps, Integral) or self.num_train_timesteps < 1:
+            raise ValueError(
+                "num_train_timesteps must be an integer of at least 1, got "
+                f"{self.num_train_timesteps!r}: it is the length of the table"
+            )
+        if not isinstance(self.rescale_betas_zero_snr, bool):
+            raise ValueError(
+                "rescale_betas_zero_snr must be True or False, got "
+                f"{self.rescale_betas_zero_snr!r}: write it without quotes"
+            )
+        check_finite(beta_start=self.beta_start, beta_end=self.beta_end)
+        check_positive(snr_shift_scale=self.snr_shift_scale)
+        known = isinstance(self.beta_schedule, str) and self.beta_schedule in BETA_SCHEDULES
+        if self.trained_betas is None and not known:
             names = ", ".join(BETA_SCHEDULES)
             raise ValueError(
                 f"unknown beta_schedule {self.beta_schedule!r}: choose one of {names}, or give "
                 "trained_betas"
             )
-        if not ((self._table > 0) & (self._table < 1)).all():
-            raise ValueError("every beta must be between 0 and 1, exclusively")
+        if wrong := [b for b in self._table.tolist() if not 0 < b < 1]:
+            raise ValueError(
+                f"every beta must be between 0 and 1, exclusively, got {wrong[0]}: give another "
+                "beta_start, beta_end or trained_betas"
+            )
 
     @cached_property
     def _table(self) -> Tensor:
@@ -125,7 +142,14 @@ class Discrete(GaussianPath):
             )
         bar = self.alphas_cumprod
         angles = torch.atan2(bar.sqrt(), (1 - bar).sqrt()).flip(0)
-        return torch.cat([angles, angles.new_tensor([math.pi / 2])])
+        angles = torch.cat([angles, angles.new_tensor([math.pi / 2])])
+        if not (angles.diff() > 0).all():
+            raise ValueError(
+                "the signal-to-noise ratio must change from step to step of a table, and float32 "
+                f"tells {int((angles.diff() > 0).sum())} of {len(angles) - 1} apart: give smaller "
+                "betas, or fewer of them"
+            )
+        return angles
 
     @cached_property
     def _on_devices(self) -> dict[torch.device, tuple[Tensor, Tensor]]:

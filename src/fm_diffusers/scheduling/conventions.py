@@ -114,6 +114,14 @@ def as_fed(
     """
     same = sampling_path is path
     own = t if same else snapped(path.time(sampling_path.log_snr(t)))
-    fed = convention.time(path, n, convention.timestep(path, n, own).float().double())
-    fed = torch.where((own >= 0) & (own <= 1), fed.clamp(0, 1), fed)
-    return fed if same else snapped(sampling_path.time(path.log_snr(fed)))
+    fed = _no_further(own, convention.time(path, n, _rounded(convention.timestep(path, n, own))))
+    return fed if same else _no_further(t, sampling_path.time(path.log_snr(fed)))
+
+
+def _rounded(timestep: Tensor) -> Tensor:
+    return timestep.float().double()
+
+
+def _no_further(t: Tensor, rounded: Tensor) -> Tensor:
+    """Return rounded times, within the ends of the path where `t` was."""
+    return torch.where((t >= 0) & (t <= 1), rounded.clamp(0, 1), rounded)

@@ -216,7 +216,8 @@ class Solver:
         """
         grid = torch.as_tensor(times, dtype=torch.float64).cpu()
         self._check_times(grid)
-        for t in grid[:-1][~self.exists(grid[:-1])]:
+        known = torch.cat([self.exists(grid[:-1]), (grid[-1:] >= 0) & (grid[-1:] <= 1)])
+        for t in grid[~known]:
             raise ValueError(f"at t = {t.item()} {self._cause(t)}")
         steps = list(self.steps(grid))
         check_weights(type(self).__name__, steps, self.constant(grid[:-1], grid[1:]))

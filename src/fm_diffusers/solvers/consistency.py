@@ -56,7 +56,8 @@ def check_weights(name: str, steps: "list[Step]", exact: tuple[Tensor, Tensor] |
                 raise ValueError(
                     f"{_place(name, steps, i)} does not carry a constant slope exactly: the "
                     f"sample has weight {found[0]} and the slopes {found[1]} in all, where "
-                    f"{factor} and {weight} are right; {_WAY_OUT}"
+                    f"{factor} and {weight} are right; the weights of an own solver must sum to "
+                    "them (b of a Tableau to 1), of one in SOLVERS this is a fault to report"
                 )
 
 
