@@ -4,18 +4,13 @@ from collections.abc import Callable
 from functools import partial
 
 from fm_diffusers.solvers.adaptive import integrate_adaptive
-from fm_diffusers.solvers.base import (
-    Noise,
-    Solver,
-    Step,
-    combine,
-    memory_size,
-    update,
-)
+from fm_diffusers.solvers.base import Solver
 from fm_diffusers.solvers.calibrated import Calibrated
 from fm_diffusers.solvers.drive import integrate, trajectory
-from fm_diffusers.solvers.exponential import FORMS, RULES, VARIABLES, Multistep
+from fm_diffusers.solvers.exponential import Multistep
+from fm_diffusers.solvers.interpolation import FORMS, RULES, VARIABLES
 from fm_diffusers.solvers.runge_kutta import EULER, HEUN, MIDPOINT, RK4, RungeKutta, Tableau
+from fm_diffusers.solvers.steps import Noise, Step, combine, memory_size, update
 from fm_diffusers.solvers.stochastic import EulerMaruyama, StochasticHeun
 
 #: The solvers by their names in a saved configuration, made with `(path, prediction, diffusion,

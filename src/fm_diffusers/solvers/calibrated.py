@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fm_diffusers.solvers.base import Step, Weights
 from fm_diffusers.solvers.exponential import Multistep
+from fm_diffusers.solvers.steps import Step, Weights
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,16 @@ that is noised back). A method whose weights do not converges to something else.
 """
 
 import math
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from fm_diffusers.solvers.base import Step
+from fm_diffusers.solvers.steps import Step
 
 #: How far sums of weights may be off, relative to the largest of them: their rounding is less.
 TOLERANCE = 1e-8
 
 
-def check_weights(name: str, steps: "list[Step]", exact: tuple[Tensor, Tensor] | None) -> None:
+def check_weights(name: str, steps: list[Step], exact: tuple[Tensor, Tensor] | None) -> None:
     """Raise unless the weights of a plan are finite and carry a constant slope exactly.
 
     Args:
@@ -61,7 +59,7 @@ def check_weights(name: str, steps: "list[Step]", exact: tuple[Tensor, Tensor] |
                 )
 
 
-def _carried(steps: "list[Step]", past: int) -> tuple[float, float]:
+def _carried(steps: list[Step], past: int) -> tuple[float, float]:
     """Return the weights of the sample and of a constant slope after the steps of an interval."""
     factor, weight = 1.0, 0.0
     for step in steps:
@@ -74,7 +72,7 @@ def _close(found: tuple[float, float], wanted: tuple[float, float], tolerance: f
     return all(abs(a - b) <= tolerance for a, b in zip(found, wanted, strict=True))
 
 
-def _place(name: str, steps: "list[Step]", i: int) -> str:
+def _place(name: str, steps: list[Step], i: int) -> str:
     t, s = steps[i].interval
     return f"{name}: step {i} of {len(steps)}, from t = {t} to {s}"
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fm_diffusers.solvers.base import Memory, Noise, Solver, memory_size, update
+from fm_diffusers.solvers.base import Solver
+from fm_diffusers.solvers.steps import Memory, Noise, memory_size, update
 
 
 def trajectory(

@@ -38,50 +38,25 @@ Equations I", section III.1 (Adams methods, PEC).
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fm_diffusers.predictions import CANONICAL
-from fm_diffusers.solvers.base import Landing, Solver, Step
+from fm_diffusers.solvers.base import Landing, Solver
+from fm_diffusers.solvers.interpolation import (
+    FORMS,
+    RULES,
+    VARIABLES,
+    finite,
+    history,
+    integrals,
+)
+from fm_diffusers.solvers.steps import Step
 from fm_diffusers.tables import look_up
-
-_GAUSS = np.polynomial.legendre.leggauss(32)
-_NODES, _GAUSS_WEIGHTS = (torch.from_numpy(_GAUSS[0]) + 1) / 2, torch.from_numpy(_GAUSS[1]) / 2
-
-#: How far back the kernel of the data form is integrated, in log(1 - u): :math:`e^{-40}` is less
-#: than the rounding of float64, and the quadrature resolves that length to rounding.
-KERNEL_LENGTH = 40.0
-
-
-#: Scale c of the interpolation variable arctan(c rho). On networks and exact fields values from 1
-#: to 2.5 serve equally well; in memoryless steps this one suits Gaussian data of deviation 1, a
-#: smaller one narrower data and a larger one wider data (`benchmarks/samplers/`).
-ARCTAN_SCALE = 1.2
-
-
-def _arctan(log_snr: Tensor) -> Tensor:
-    return torch.atan2(ARCTAN_SCALE * torch.sigmoid(log_snr), torch.sigmoid(-log_snr))
-
-
-#: Interpolation variables, as functions of the log signal-to-noise ratio.
-VARIABLES: dict[str, Callable[[Tensor], Tensor]] = {
-    "clock": torch.sigmoid,
-    "log_snr": lambda log_snr: log_snr,
-    "log_noise": torch.nn.functional.softplus,  # -log(1 - u)
-    "arctan": _arctan,
-}
-
-#: The forms of the ODE: the slope, and the scale S of d(x/S) at a clock u over alpha + beta.
-FORMS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-    "velocity": (CANONICAL, lambda log_snr: torch.ones_like(log_snr)),
-    "data": ("sample", lambda log_snr: torch.sigmoid(-log_snr)),
-}
 
 #: What a method does that leaves it open: by the number of steps up to which it holds, and on an
 #: SDE. Measured on networks: corrections of very long steps overshoot, under guidance most of all,
@@ -98,10 +73,6 @@ ON_SDES = {"corrector": True, "lower_order_final": False}
 #: inside; diffusers' end on a long step (`shift_terminal`, karras) or a very short one
 #: (FlowMatchEuler's). Methods in a logarithm are exempt, as diffusers' own take such steps.
 LONGEST = 3.0
-
-#: How the line through two values is integrated: exactly, or by a rule for its slope that names
-#: diffusers' `solver_type`: half the step on the clock, or half the step in log-SNR.
-RULES = {"exact": "exact", "heun": "exact", "midpoint": "half", "bh2": "half", "bh1": "half_log"}
 
 
 @dataclass(frozen=True)
@@ -201,8 +172,8 @@ class Multistep(Solver):
         log_snr, end = self.path.log_snr(t), landing.log_snr
         factor = landing.gain * (size_end * scale(end)) / (size * scale(log_snr))
         factor = torch.where(end == log_snr, 1.0, factor)
-        places = _history(log_snr, landing.shift, self.solver_order)
-        allowed = _finite(VARIABLES[self.variable](places))
+        places = history(log_snr, landing.shift, self.solver_order)
+        allowed = finite(VARIABLES[self.variable](places))
         allowed = torch.where(self._bends(log_snr, end), allowed, 1)
         growth = self._growth(log_snr, end, landing.shift)
         allowed = torch.where(growth > LONGEST, 1, allowed)
@@ -232,7 +203,7 @@ class Multistep(Solver):
         """Return how many times longer every step is than the one before, 1 in a logarithm."""
         if self.variable in ("log_snr", "log_noise"):
             return torch.ones_like(end)
-        places = _history(log_snr, shift, 2)
+        places = history(log_snr, shift, 2)
         nodes = VARIABLES[self.variable](torch.cat([end[:, None], places], 1))
         step, before = nodes.diff(dim=1).abs().unbind(1)
         growth = step / before
@@ -248,7 +219,7 @@ class Multistep(Solver):
         """
         start, places = torch.roll(log_snr, 1), torch.roll(places, 1, 0)
         places = torch.cat([log_snr[:, None], places], 1)
-        found = _finite(VARIABLES[self.variable](places))
+        found = finite(VARIABLES[self.variable](places))
         used = torch.minimum(torch.roll(count, 1) + 1, found)
         used = torch.where(self._bends(start, log_snr), used, 1)
         used[0] = 1
@@ -262,80 +233,12 @@ class Multistep(Solver):
         weights = torch.zeros_like(places)
         for p in count.unique().tolist():
             at = (count == p) & (start != stop)
-            weights[at, :p] = self._integrals(start[at], stop[at], places[at, :p])
-        return weights
-
-    def _integrals(self, start: Tensor, stop: Tensor, places: Tensor) -> Tensor:
-        variable = VARIABLES[self.variable]
-        nodes, rule = variable(places), RULES[self.solver_type]
-        if places.shape[1] == 2 and rule != "exact":
-            return self._two_values(start, stop, places, rule)
-        if self._form == "velocity":
-            u, u_end = torch.sigmoid(start)[:, None], torch.sigmoid(stop)[:, None]
-            at = torch.logit(u + (u_end - u) * _NODES)
-            measure = (u_end - u) * _GAUSS_WEIGHTS
-        else:
-            # w = (1 - u_end)/(1 - u) in equal ratios; all of its weight is at the end if u_end = 1
-            ratio = (_log_noise(stop) - _log_noise(start))[:, None].clamp(min=-KERNEL_LENGTH)
-            w = torch.exp(ratio * (1 - _NODES))
-            at = torch.where(
-                stop[:, None].isinf(),
-                stop[:, None],
-                _log_snr_of_noise(_log_noise(stop)[:, None] - ratio * (1 - _NODES)),
+            weights[at, :p] = integrals(
+                self._form,
+                self.variable,
+                RULES[self.solver_type],
+                start[at],
+                stop[at],
+                places[at, :p],
             )
-            measure = torch.where(stop[:, None].isinf(), 1.0, -ratio * w) * _GAUSS_WEIGHTS
-        return (_lagrange(nodes, variable(at)) * measure[:, None]).sum(-1)
-
-    def _two_values(self, start: Tensor, stop: Tensor, places: Tensor, rule: str) -> Tensor:
-        """Return the weights of two slopes, of which one is at `start`, by a rule of `RULES`."""
-        rate = torch.sigmoid(stop)  # of the integral in log-SNR, at the end
-        if self._form == "velocity":
-            length = torch.sigmoid(stop) - torch.sigmoid(start)
-            rate = rate * torch.sigmoid(-stop)
-        else:
-            length = 1 - torch.exp(_log_noise(stop) - _log_noise(start))
-        half = length if rule == "half" else rate * (stop - start)
-        starts = places[:, 0] == start  # a predictor; a corrector has its new slope first
-        other = torch.where(starts, places[:, 1], places[:, 0])
-        variable = VARIABLES[self.variable]
-        begin = variable(start)
-        weight = half / 2 * (variable(stop) - begin) / (variable(other) - begin)
-        rest = length - weight
-        first, second = torch.where(starts, rest, weight), torch.where(starts, weight, rest)
-        return torch.stack([first, second], 1)
-
-
-def _log_noise(log_snr: Tensor) -> Tensor:
-    r"""Return :math:`\log(1 - u)`."""
-    return torch.nn.functional.logsigmoid(-log_snr)
-
-
-def _log_snr_of_noise(log_noise: Tensor) -> Tensor:
-    # beyond, expm1 only adds -1 to what it would overflow at
-    return torch.where(log_noise > -KERNEL_LENGTH, torch.log(torch.expm1(-log_noise)), -log_noise)
-
-
-def _history(log_snr: Tensor, shift: Tensor, count: int) -> Tensor:
-    """Return the log-SNR of the last `count` slopes at every step, newest first."""
-    columns = [log_snr]
-    for _ in range(count - 1):
-        columns.append(torch.roll(columns[-1] - shift, 1))
-    return torch.stack(columns, 1)
-
-
-def _finite(values: Tensor) -> Tensor:
-    """Return how many values of each row are finite, before the first that is not."""
-    return values.isfinite().long().cumprod(1).sum(1).clamp(min=1)
-
-
-def _lagrange(nodes: Tensor, q: Tensor) -> Tensor:
-    """Return the Lagrange polynomials of the nodes `(n, p)` at `q` `(n, m)`, `(n, p, m)`."""
-    p = nodes.shape[1]
-    basis = []
-    for j in range(p):
-        value = torch.ones_like(q)
-        for i in range(p):
-            if i != j:
-                value = value * (q - nodes[:, i, None]) / (nodes[:, j] - nodes[:, i])[:, None]
-        basis.append(value)
-    return torch.stack(basis, 1)
+        return weights

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.predictions import CANONICAL
-from fm_diffusers.solvers.base import Solver, Step, Weights
+from fm_diffusers.solvers.base import Solver
+from fm_diffusers.solvers.steps import Step, Weights
 
 
 @dataclass(frozen=True)

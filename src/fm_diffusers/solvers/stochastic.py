@@ -18,7 +18,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fm_diffusers.solvers.base import Solver, Step
+from fm_diffusers.solvers.base import Solver
+from fm_diffusers.solvers.steps import Step
 
 
 @dataclass(frozen=True)
