@@ -15,7 +15,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_the_examples_without_a_trained_pipeline_run():
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     blocks = [block for block in blocks if "from_pretrained" not in block]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
 
