@@ -73,7 +73,7 @@ class RewardArguments(ImageArguments, TrainingArguments):
         default=4, metadata={"help": "Noisy steps at a time; a large number is all but the last."}
     )
     window_every: int = field(default=10, metadata={"help": "Batches until the window moves on."})
-    kl_weight: float = field(default=0.01, metadata={"help": "Of the KL to the start."})
+    kl_weight: float = field(default=0.1, metadata={"help": "Of the KL to the start."})
     num_samples: int = field(
         default=256, metadata={"help": "That are drawn to measure reward and KL before and after."}
     )
