@@ -131,10 +131,10 @@ def moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mean loss, and of one sample's gradient the variance and the squared norm."""
     g = torch.stack(gradients)
-    variance = batch_size * g.var(0).double().sum()
+    variance = batch_size * g.var(0).cpu().double().sum()
     # the mean of n gradients has the expected squared norm |E g|^2 + variance/n
-    squared_mean = g.mean(0).double().square().sum() - variance / (batch_size * len(g))
-    return torch.stack(losses).double().mean(), variance, variance + squared_mean
+    squared_mean = g.mean(0).cpu().double().square().sum() - variance / (batch_size * len(g))
+    return torch.stack(losses).cpu().double().mean(), variance, variance + squared_mean
 
 
 def excess(curve: Curve, density: Tensor, t: Tensor) -> float:

@@ -277,7 +277,7 @@ class _Problem:
 
 
 def _flat(x: Tensor) -> Tensor:
-    return x.flatten(1).to("cpu", torch.float64)
+    return x.flatten(1).cpu().double()
 
 
 def _fit(features: Tensor, target: Tensor, own: Tensor, ridge: float = 1e-6) -> Tensor:

@@ -72,7 +72,7 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
         """Return the share of features of images that are taken for their labels."""
-        return (self.head(features).argmax(1) == labels).double().mean().item()
+        return (self.head(features).argmax(1) == labels).float().mean().item()
 
 
 def train_classifier(
@@ -163,7 +163,7 @@ def covered(points: Tensor, manifold: Tensor, neighbours: int = 3) -> float:
         (torch.cdist(part, manifold, **distance) <= torch.cat(radius)).any(1)
         for part in points.split(BLOCK)
     ]
-    return torch.cat(inside).double().mean().item()
+    return torch.cat(inside).float().mean().item()
 
 
 def sliced_wasserstein(
@@ -172,7 +172,7 @@ def sliced_wasserstein(
     """Return the sliced Wasserstein distance between images, each of shape `(n, ...)`."""
     from ot import sliced_wasserstein_distance
 
-    flat = [images.flatten(1).double().cpu().numpy() for images in (real, samples)]
+    flat = [images.flatten(1).cpu().double().numpy() for images in (real, samples)]
     return float(sliced_wasserstein_distance(*flat, n_projections=num_projections, seed=seed))
 
 

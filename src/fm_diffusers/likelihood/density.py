@@ -51,8 +51,8 @@ class LogDensity(NamedTuple):
     """Log-densities, how sure they are, and where their samples come from.
 
     Attributes:
-        value: log-density of each sample in nats, shape `(batch,)`.
-        standard_error: of the mean over the random vectors, shape `(batch,)`: 0 for exact
+        value: log-density of each sample in nats, shape `(batch,)`, float64 on the CPU.
+        standard_error: of the mean over the random vectors, likewise: 0 for exact
             divergences; NaN for one random vector, which does not tell.
         noise: the samples carried back to `t_min`, as `invert` returns them.
     """
@@ -159,7 +159,7 @@ def log_prob(
         state = torch.cat([end * flat, flat.new_zeros(len(x), count)], 1)
         with_density = _with_density(slope, x.shape, probes)
         state = (integrator or adaptive())(with_density, state, end, start)
-        y, change = state.double().split([dim, count], 1)
+        y, change = state.cpu().double().split([dim, count], 1)
         variance = start**2 + (1 - start) ** 2
         prior = -(y.square().sum(1) / variance + dim * math.log(2 * math.pi * variance)) / 2
         each = prior[:, None] + dim * (change + math.log(end))

@@ -73,5 +73,5 @@ def bits_per_dimension(log_density: Tensor, num_dimensions: int) -> BitsPerDimen
             "num_dimensions must be channels times height times width, at least 1, got "
             f"{num_dimensions}"
         )
-    bits = -log_density.double() / (num_dimensions * math.log(2)) + math.log2(127.5)
+    bits = -log_density.cpu().double() / (num_dimensions * math.log(2)) + math.log2(127.5)
     return BitsPerDimension(bits.mean().item(), (bits.std() / math.sqrt(len(bits))).item())

@@ -68,7 +68,8 @@ def group_advantages(
             "a group must have at least two samples, whose rewards are compared; got groups of "
             f"{count.tolist()}"
         )
-    r, zero = rewards.double(), torch.zeros(len(count), dtype=torch.double, device=rewards.device)
+    r = rewards.double() if rewards.device.type == "cpu" else rewards.float()
+    zero = r.new_zeros(len(count))
     above = r - (zero.index_add(0, member, r) / count)[member]
     std = (zero.index_add(0, member, above.square()) / count).sqrt()[member]
     divisor = look_up("scale", SCALES, scale)

@@ -87,7 +87,7 @@ def integrate_adaptive(
 
     def slope(u: Tensor, y: Tensor) -> Tensor:
         # the first step's length is guessed by one that may leave the interval: end there
-        u = u.to("cpu", torch.float64).clamp(clock.min(), clock.max())
+        u = u.cpu().double().clamp(clock.min(), clock.max())
         t = path.time(torch.logit(u))
         alpha, beta = path(t)[:2]
         x = (alpha + beta) * y
