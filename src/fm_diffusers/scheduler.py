@@ -21,12 +21,12 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from fm_diffusers.scheduling.contract import Contract
-from fm_diffusers.scheduling.families import translate
 from fm_diffusers.scheduling.place import Place, Timestep, place_at
 from fm_diffusers.scheduling.plan import Plan, at_noise_level
 from fm_diffusers.scheduling.step import prepare, transition_from
 from fm_diffusers.scheduling.timetable import make_plan
 from fm_diffusers.scheduling.transition import Generators, Transition, in_dtype
+from fm_diffusers.scheduling.translation import translate
 
 
 @dataclass
