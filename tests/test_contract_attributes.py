@@ -179,3 +179,53 @@ def test_grids_shift_between_the_ends_of_every_path(path, option, mu):
         plain.set_timesteps(n)
         if n > 1 and option.get("shift", 3) > 1 and "shift_terminal" not in option:
             assert (ours.timesteps[1:] > plain.timesteps[1:]).all()  # nearer to the noise
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_inference_steps": 2.5}, "num_inference_steps must be an integer of at least 1"),
+        ({"num_inference_steps": True}, "num_inference_steps must be an integer of at least 1"),
+        ({"num_inference_steps": 10**9}, "num_inference_steps must be at most 100000"),
+        ({"sigmas": "abc"}, "sigmas must be a list of numbers, got 'abc'"),
+        ({"sigmas": [1.0, None]}, "sigmas must be a list of numbers"),
+        ({"timesteps": [[1, 2], [3]]}, "timesteps must be a list of numbers"),
+        ({"timesteps": 500.0}, "timesteps must be a list of numbers, got 500.0"),
+        ({"num_inference_steps": 4, "mu": "a"}, "mu must be a number, got 'a'"),
+        ({"num_inference_steps": 4, "mu": math.nan}, "mu must be a finite number"),
+        ({"num_inference_steps": 4, "mu": 1e9}, "mu must be a finite number"),
+    ],
+)
+def test_arguments_of_another_type_say_so(given, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianFlowScheduler(use_dynamic_shifting="mu" in given).set_timesteps(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model_output": None}, "model_output must be a tensor .*, got NoneType"),
+        ({"model_output": (X,)}, "model_output must be a tensor .*, got tuple"),
+        ({"model_output": X.long()}, "model_output must be a tensor .*, got torch.int64"),
+        ({"sample": X.bool()}, "sample must be a tensor .*, got torch.bool"),
+        ({"timestep": "a"}, "timestep must be a number or a tensor, got 'a'"),
+        ({"timestep": None}, "timestep must be a number or a tensor, got None"),
+        ({"timestep": torch.tensor([1.0, 2.0, 3.0])}, "timestep must be one, or one for each"),
+        ({"timestep": torch.tensor([2000.0, 3.0])}, "must lie between 1000, pure noise, and 0"),
+        ({"timestep": torch.tensor([math.nan, 3.0])}, "must lie between 1000, pure noise, and 0"),
+        ({"noise_level": "a"}, "scale of a diffusion must be finite and at least 0, got a"),
+        ({"noise_level": -1.0}, "scale of a diffusion must be finite and at least 0, got -1"),
+    ],
+)
+def test_a_step_of_something_else_says_so(given, message):
+    scheduler = GaussianFlowScheduler(diffusion="memoryless")
+    scheduler.set_timesteps(4)
+    asked = {"model_output": X, "timestep": scheduler.timesteps[0], "sample": X}
+    with pytest.raises(ValueError, match=message):
+        scheduler.step(**asked | given)
+
+
+@pytest.mark.parametrize("timesteps", [[2000.0], [math.nan], [-3.0, 100.0], [1001]])
+def test_noise_at_no_time_of_the_path_is_refused(timesteps):
+    with pytest.raises(ValueError, match="must lie between 1000, pure noise, and 0, the data"):
+        swap(FLOW).add_noise(X[:1], X[:1], torch.tensor(timesteps))

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.paths import GaussianPath, as_time
+from fm_diffusers.paths.base import is_number
 
 Profile = Callable[[GaussianPath, Tensor, float], Tensor]
 Integral = Callable[[GaussianPath, Tensor, Tensor, float], Tensor]
@@ -77,7 +78,7 @@ class Diffusion:
                 "closed_integral(path, t, s, scale) that returns K; got "
                 f"profile={self.profile!r} and closed_integral={self.closed_integral!r}"
             )
-        if not 0 <= self.scale < math.inf:
+        if not is_number(self.scale) or not 0 <= self.scale < math.inf:
             raise ValueError(
                 f"the scale of a diffusion must be finite and at least 0, got {self.scale}"
             )

@@ -7,11 +7,15 @@ its `time_convention` makes of the time at which its own path has the same signa
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fm_diffusers.paths import GaussianPath
 from fm_diffusers.scheduling.conventions import TIME_CONVENTIONS, Convention
 from fm_diffusers.tables import look_up
+
+#: How far a time may lie beyond an end of the path by rounding.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,23 @@ class Clock:
         if self.model_path is not None:
             t = self.path.time(self.sampling_path.log_snr(t))
         return self.convention.timestep(self.path, self.num_train_timesteps, t)
+
+    def check_timesteps(self, timesteps: Tensor) -> None:
+        """Raise unless timesteps are those of times of the path; they are looked at on the CPU.
+
+        Raises:
+            ValueError: naming the first that is not, and where timesteps lie.
+        """
+        if timesteps.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        t = self.to_time(timesteps.double())
+        off = ~((t >= -ROUNDING) & (t <= 1 + ROUNDING))
+        if off.any():
+            ends = self.to_timestep(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+            raise ValueError(
+                f"timesteps must lie between {ends[0]:g}, pure noise, and {ends[1]:g}, the data, "
+                f"got {timesteps[off][0].item():g}"
+            )
 
     def sigma(self, t: Tensor) -> Tensor:
         """Return the noise level at time `t` by the convention: 1 - t, t or beta/alpha."""

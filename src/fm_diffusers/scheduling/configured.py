@@ -159,7 +159,9 @@ class Configured:
     def _noised_at(self, z: Tensor, eps: Tensor, timesteps: Tensor) -> tuple[Tensor, ...]:
         """Return data, noise and times with one batch size."""
         dtype = torch.promote_types(eps.dtype, torch.float32)
-        t = self.to_time(torch.as_tensor(timesteps).to(eps.device, dtype)).reshape(-1)
+        timesteps = torch.as_tensor(timesteps).reshape(-1)
+        self.clock.check_timesteps(timesteps)
+        t = self.to_time(timesteps.to(eps.device, dtype))
         sizes = {len(z), len(eps), len(t)} - {1}
         if len(sizes) > 1:
             raise ValueError(

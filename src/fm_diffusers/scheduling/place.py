@@ -141,7 +141,10 @@ def _read(timestep: Timestep, largest: float) -> tuple[float, bool, float]:
         whole, dtype = not timestep.is_floating_point(), timestep.dtype
     else:
         whole, dtype = isinstance(timestep, int | np.integer), torch.float32
-    value = float(timestep)
+    try:
+        value = float(timestep)
+    except (TypeError, ValueError):
+        raise ValueError(f"timestep must be a number or a tensor, got {timestep!r}") from None
     return value, whole, float(rounding(dtype, abs(value), largest))
 
 

@@ -63,7 +63,7 @@ def _dynamic_shift(config: Any, mu: float | None) -> float:
             "use_dynamic_shifting needs the shift: pass mu to set_timesteps, or make the "
             "scheduler with use_dynamic_shifting=False"
         )
-    exponential = config.time_shift_type == "exponential"
+    exponential, mu = config.time_shift_type == "exponential", _number("mu", mu)
     shift = math.exp(min(mu, 700.0)) if exponential else mu
     if not 0 < shift < math.inf or mu > 700:
         raise ValueError(
@@ -71,6 +71,13 @@ def _dynamic_shift(config: Any, mu: float | None) -> float:
             f"{'exp(mu)' if exponential else 'mu'}; got {mu}"
         )
     return shift
+
+
+def _number(name: str, given: Any) -> float:
+    try:
+        return float(given)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, got {given!r}") from None
 
 
 def _ends_of_grid(config: Any, clock: Clock, times: Tensor) -> list[float]:

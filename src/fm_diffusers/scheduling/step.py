@@ -14,6 +14,9 @@ from fm_diffusers.scheduling.plan import Plan
 from fm_diffusers.scheduling.rows import Bounds, carry_out, read, rows_of
 from fm_diffusers.scheduling.transition import Transition, in_dtype
 
+#: The argument that goes before the data that follows from the model output.
+KNOWN = "pred_original_sample"
+
 
 class Output(NamedTuple):
     """A sample and what the model said about it, as a step takes them.
@@ -45,10 +48,17 @@ def prepare(model_output: Tensor, sample: Tensor, known: Tensor | None = None) -
     """Return the sample and the model output in the precision in which steps are computed.
 
     Raises:
-        ValueError: for unequal shapes.
+        ValueError: for what is no tensor of floating-point numbers, or unequal shapes.
     """
-    for name, value in (("model_output", model_output), ("pred_original_sample", known)):
-        if value is not None and value.shape != sample.shape:
+    for name, value in (("sample", sample), ("model_output", model_output), (KNOWN, known)):
+        if value is None and name == KNOWN:
+            continue
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise ValueError(
+                f"{name} must be a tensor of floating-point numbers, got "
+                f"{value.dtype if isinstance(value, Tensor) else type(value).__name__}"
+            )
+        if value.shape != sample.shape:
             raise ValueError(
                 f"{name} and sample must have one shape, got {tuple(value.shape)} and "
                 f"{tuple(sample.shape)}"
@@ -122,6 +132,7 @@ def from_times(plan: Plan, timesteps: Tensor, output: Output, bounds: Bounds) ->
         bounds: of data predictions.
     """
     x = output.x
+    _check_times(plan, timesteps, x)
     fed = timesteps.to(x.device, x.dtype)
     weights = first_order_rows(plan, plan.clock.to_time(fed))
     if plan.solver.evaluations == 1:
@@ -135,6 +146,19 @@ def from_times(plan: Plan, timesteps: Tensor, output: Output, bounds: Bounds) ->
     mean, original, _ = carry_out(row, bounds, (), x, output.q, output.known)
     std = row.std if plan.noisy else 0.0
     return Transition(mean, std, in_dtype(original, output.dtype), None, output.dtype)
+
+
+def _check_times(plan: Plan, timesteps: Tensor, x: Tensor) -> None:
+    """Raise unless there is a timestep of the path for each sample, or token.
+
+    The values are looked at on the CPU alone: elsewhere that would wait for the device.
+    """
+    if timesteps.ndim > x.ndim or timesteps.shape != x.shape[: timesteps.ndim]:
+        raise ValueError(
+            f"timestep must be one, or one for each sample (and token) of shape {tuple(x.shape)}, "
+            f"got shape {tuple(timesteps.shape)}"
+        )
+    plan.clock.check_timesteps(timesteps)
 
 
 def first_order_rows(plan: Plan, t: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Where steps start comes from a calibration, the grid of the configuration, or th
 timesteps; the end of the grid follows them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
@@ -14,15 +14,12 @@ from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion, windowed
 from fm_diffusers.scheduling.checks import check_fed, check_steps
-from fm_diffusers.scheduling.clock import Clock
+from fm_diffusers.scheduling.clock import ROUNDING, Clock
 from fm_diffusers.scheduling.parts import calibrated, ends, make_grid, make_solver
 from fm_diffusers.scheduling.plan import Plan, evaluation_times, steps_through
 from fm_diffusers.scheduling.rows import Bounds
 from fm_diffusers.scheduling.shifting import is_moved, moved
 from fm_diffusers.solvers import Solver, Step
-
-#: How far a time may lie before the start of the path by rounding.
-ROUNDING = 1e-6
 
 #: Rows of GRIDS whose times are those of a table.
 ON_TABLES = {"ddim", "euler_discrete", "multistep"}
@@ -46,6 +43,7 @@ def make_plan(
         ValueError: if nothing says where to go, `mu` is missing, or the model says nothing at one
             of the times.
     """
+    sigmas, timesteps = _numbers("sigmas", sigmas), _numbers("timesteps", timesteps)
     if sigmas is not None and len(sigmas) > 1 and sigmas[-1] == 0 and timesteps is None:
         sigmas = sigmas[:-1]
     given = timesteps if sigmas is None else sigmas
@@ -77,24 +75,38 @@ def make_plan(
     return plan
 
 
+def _numbers(name: str, given: Numbers | None) -> Tensor | None:
+    """Return given numbers in float64 on the CPU, None for none."""
+    if given is None:
+        return None
+    try:
+        values = torch.as_tensor(given).cpu().double()
+    except (TypeError, ValueError, RuntimeError):
+        values = None
+    if values is None or values.ndim != 1:
+        raise ValueError(f"{name} must be a list of numbers, got {given!r}")
+    return values
+
+
 def _window(solver: Solver, times: Tensor, noisy_steps: Sequence[int]) -> Diffusion:
     """Return the diffusion of a solver on some intervals only.
 
     Raises:
         ValueError: without a diffusion, or for intervals that do not exist or are the last one.
     """
-    steps, count = sorted(set(noisy_steps)), len(times) - 1
+    count = len(times) - 1
+    steps = list(noisy_steps) if isinstance(noisy_steps, Iterable) else [noisy_steps]
     if solver.diffusion is None:
         raise ValueError(
-            f"noisy_steps={list(noisy_steps)} need a coefficient of noise, and the scheduler has "
+            f"noisy_steps={steps} need a coefficient of noise, and the scheduler has "
             'none: make it with a diffusion, diffusion="flow_grpo" for example'
         )
     if any(not isinstance(i, Integral) or not 0 <= i < count - 1 for i in steps):
         raise ValueError(
             f"noisy_steps must be intervals from 0 to {count - 2}, the last of the {count} is "
-            f"never noisy; got {list(noisy_steps)}"
+            f"never noisy; got {steps}"
         )
-    return windowed(solver.diffusion, [tuple(times[i : i + 2].tolist()) for i in steps])
+    return windowed(solver.diffusion, [times[i : i + 2].tolist() for i in sorted(set(steps))])
 
 
 def bounds_of(config: Any) -> Bounds:
@@ -125,13 +137,12 @@ def _as_given(
     config: Any,
     clock: Clock,
     solver: Solver,
-    sigmas: Numbers | None,
+    sigmas: Tensor | None,
     mu: float | None,
-    timesteps: Numbers | None,
+    timesteps: Tensor | None,
 ) -> Tensor:
     """Return where steps start by the user's sigmas, or else timesteps."""
-    name, given = ("timesteps", timesteps) if sigmas is None else ("sigmas", sigmas)
-    values = torch.as_tensor(given, dtype=torch.float64).reshape(-1).cpu()
+    name, values = ("timesteps", timesteps) if sigmas is None else ("sigmas", sigmas)
     starts = clock.to_time(values) if sigmas is None else clock.time_of_sigma(values)
     last = ends(config, clock, solver)[1]
     scale = clock.to_timestep if sigmas is None else clock.sigma
@@ -139,16 +150,16 @@ def _as_given(
     if not len(values) or not ((starts >= -ROUNDING) & (starts < last)).all():
         raise ValueError(
             f"{name} must be numbers from {noise:g}, pure noise, to the end of the grid at "
-            f"{data:g}, which is added to them; got {list(given)}"
+            f"{data:g}, which is added to them; got {values.tolist()}"
         )
     if not (starts.diff() > 0).all():
         raise ValueError(
             f"{name} must run strictly from the noise at {noise:g} to the data at {data:g}, got "
-            f"{list(given)}"
+            f"{values.tolist()}"
         )
     if name == "timesteps" and len(values) > 1 and clock.counts_steps and values.max() <= 1:
         raise ValueError(
-            f"timesteps={list(given)} look like noise levels, the network's scale goes from "
+            f"timesteps={values.tolist()} look like noise levels, the network's scale goes from "
             f"{noise:g} to {data:g}: pass them as sigmas, or multiplied by num_train_timesteps"
         )
     return starts.clamp(min=0.0) if sigmas is None else moved(config, clock, starts, mu)
@@ -171,9 +182,8 @@ def _ddim_steps(config: Any, solver: Solver, times: Tensor) -> tuple[Step, ...]:
     return tuple(step for pair in torch.stack([starts, stops], 1) for step in solver.plan(pair))
 
 
-def _between(clock: Clock, times: Tensor, fed: Numbers, nodes: Tensor) -> Tensor:
+def _between(clock: Clock, times: Tensor, fed: Tensor, nodes: Tensor) -> Tensor:
     """Return what the network is fed at nodes, linear between what is given for the starts."""
-    fed = torch.as_tensor(fed, dtype=torch.float64).reshape(-1).cpu()
     count = len(times) - 1
     if len(fed) != count:
         raise ValueError(f"sigmas and timesteps differ in length: {count}, {len(fed)}")
