@@ -360,12 +360,20 @@ def test_saving_says_what_to_save_instead_and_that_works(tmp_path):
 @pytest.mark.parametrize(
     ("adapt", "options", "message"),
     [
-        (from_sit, {"path": "linear"}, "unknown path 'linear': choose one of Linear, GVP, VP"),
+        (
+            from_sit,
+            {"path": "linear"},
+            "unknown path_type 'linear': choose one of Linear, GVP, VP",
+        ),
         (from_sit, {"prediction": "epsilon"}, "'epsilon': choose one of velocity, score, noise"),
         (from_meta, {"scheduler": "Convex"}, "'Convex': choose one of CondOT, Cosine, VP, Lin"),
         (from_meta, {"scheduler": "LinearVP", "scheduler_kwargs": {"n": 2}}, "has no parameters"),
         (from_meta, {"prediction": "x_1"}, "'x_1': choose one of velocity, target, epsilon"),
-        (from_repa, {"path": "Linear"}, "unknown path 'Linear': choose one of linear, cosine"),
+        (
+            from_repa,
+            {"path": "Linear"},
+            "unknown path_type 'Linear': choose one of linear, cosine",
+        ),
         (from_torchcfm, {"matcher": "CFM"}, "'CFM': choose one of ConditionalFlowMatcher, Target"),
         (from_torchcfm, {"sigma": -0.5}, "at least 0 and less than inf, got -0.5"),
         (from_torchcfm, {"matcher": INDEPENDENT[1], "sigma": 1.0}, "less than 1.0, got 1.0"),

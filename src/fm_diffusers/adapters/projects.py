@@ -54,7 +54,7 @@ def from_sit(
         ValueError: for other names.
     """
     kind = look_up("prediction", SIT_PREDICTIONS, prediction)
-    path = look_up("path", SIT_PATHS, path)
+    path = look_up("path_type", SIT_PATHS, path)
     scheduler = GaussianFlowScheduler(**RAW_TIME, path=path, prediction_type=kind)
     return AdaptedNetwork(network=network, signature="sit", **options), scheduler
 
@@ -73,7 +73,7 @@ def from_repa(network: nn.Module, path: str = "linear", **options: Any) -> Adapt
     Raises:
         ValueError: for other names.
     """
-    path = look_up("path", REPA_PATHS, path)
+    path = look_up("path_type", REPA_PATHS, path)
     unet = AdaptedNetwork(network=network, signature="sit", **options)
     return unet, GaussianFlowScheduler(**RAW_REVERSE, path=path, prediction_type="flow_prediction")
 
