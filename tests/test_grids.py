@@ -269,3 +269,10 @@ def test_a_table_is_not_left_by_an_offset_at_its_full_length():
     with pytest.raises(ValueError, match=r"steps_offset=1 moves 1000 .* to 1 to 1000, but the"):
         GRIDS["ddim"](1000, Linear(), steps_offset=1)
     assert GRIDS["ddim"](1000, Linear())[0] == 0
+
+
+@pytest.mark.parametrize("grid", ["flow_match", "flow_multistep"])
+@pytest.mark.parametrize("path_name", ["variance_preserving", "variance_exploding", "noise_level"])
+def test_a_grid_from_pure_noise_is_told_of_a_path_without(grid, path_name):
+    with pytest.raises(ValueError, match=rf"grid='{grid}' goes from .* lies beyond .* grid=None"):
+        GRIDS[grid](5, PATHS[path_name]())

@@ -18,6 +18,7 @@ from fm_diffusers.grids import (
 )
 from fm_diffusers.paths import PATHS, Linear, NoiseLevel, VarianceExploding, common_times
 from fm_diffusers.scheduling.conventions import TIME_CONVENTIONS, as_fed
+from fm_diffusers.solvers import Multistep
 
 #: Paths from pure noise to pure data.
 WHOLE = ["linear", "cosine", "polynomial"]
@@ -79,13 +80,26 @@ def test_a_terminal_level_is_where_the_last_start_lies(path_name):
         (Linear(), ("3",), "shift must be positive and finite, got '3'"),
         (Linear(), (1.0, 1.5), "shift_terminal must lie between 0 and 1, .* got 1.5; None"),
         (Linear(), (1.0, -0.1), "shift_terminal must lie between 0 and 1, .* got -0.1"),
-        (NoiseLevel(3.0), (1.0, 0.9), "between 0 and 0.75, the noise levels .* at the ends of"),
+        (NoiseLevel(3.0), (1.0, 0.9), "between 0 and 0.75, the noise levels .* at t = 1 and 0"),
         (VarianceExploding(), (1.0, 0.001), "between 0.00990099 and 0.980392"),
     ],
 )
 def test_impossible_shifts_say_why(path, arguments, message):
     with pytest.raises(ValueError, match=message):
         shift_times(path, logistic(path)[:-1], *arguments)
+
+
+@pytest.mark.parametrize("shift", [0.1, 3.0, 17.0])
+@pytest.mark.parametrize("sampling_path", PATHS)
+@pytest.mark.parametrize("path_name", PATHS)
+def test_a_shift_leaves_no_time_that_the_path_of_the_model_lacks(path_name, sampling_path, shift):
+    model, own = PATHS[path_name](), PATHS[sampling_path]()
+    ends = common_times(own, model)
+    times = GRIDS["logistic"](12, own, *ends)
+    moved = shift_times(own, times, shift, ends=ends)
+    assert (moved[0].item(), moved[-1].item()) == ends
+    assert (moved.diff() > 0).all()
+    assert Multistep(own, model_path=model).exists(moved[1:-1]).all()
 
 
 # --- levels --------------------------------------------------------------------------------------
@@ -118,11 +132,17 @@ def test_levels_and_times_are_inverse(path_name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: time_of_noise(NoiseLevel(3.0), torch.tensor([0.8]).double()), "from 0.75 to 0, "),
-        (lambda: time_of_noise(Linear(), torch.tensor([1.2]).double()), "at t = nan .* shift"),
+        (
+            lambda: time_of_noise(NoiseLevel(3.0), torch.tensor([0.8]).double()),
+            "of 0.8 .*from 0.75 to 0 and",
+        ),
+        (
+            lambda: time_of_noise(Linear(), torch.tensor([1.2]).double()),
+            "a noise level of 1.2 lies .* shift",
+        ),
         (
             lambda: on_path(Linear(), torch.tensor([0.25, -0.125]).double()),
-            "beyond .* t = -0.125 ",
+            "a time of -0.125 lies beyond Linear",
         ),
         (lambda: respace("lu", 4, 1.0, 0.1), "unknown spacing 'lu': choose one of karras"),
         (lambda: respace("karras", 4, 0.1, 1.0), "must descend, got 0.1 to 1.0: sigma_max is"),
@@ -139,7 +159,7 @@ def test_impossible_levels_say_why(call, message):
 def test_only_rounding_is_taken_back():
     times = torch.tensor([-4.9e-15, 0.5, 1 + 1e-12], dtype=torch.float64)
     assert on_path(Linear(), times).tolist() == [0.0, 0.5, 1.0]
-    with pytest.raises(ValueError, match="t = -1.0000000.*e-05 "):
+    with pytest.raises(ValueError, match="a time of -1.0000000.*e-05 "):
         on_path(Linear(), times - 1e-5)
 
 

@@ -63,7 +63,6 @@ def entry(path, power, base=2.0):
             r"own 'mine' cannot be made with own_kwargs=\{'power': '2'\}: unsupported .*; it is "
             r"called as mine\(path, power, base=2.0\) with path given",
         ),
-        ({}, r"cannot be made with own_kwargs=\{\}: .*missing 1 required .* mine\(path, power"),
         ({"powr": 2}, r"own_kwargs \['powr'\] are no parameters of 'mine'; it has: base, power"),
         ([2], r"own_kwargs must be a dictionary of parameters of 'mine' by name, got \[2\]"),
         ({3: 2}, r"own_kwargs \['3'\] are no parameters of 'mine'"),

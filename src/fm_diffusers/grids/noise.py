@@ -33,7 +33,10 @@ def time_of_noise(path: GaussianPath, sigmas: Tensor) -> Tensor:
     Raises:
         ValueError: for a noise level that the path does not have.
     """
-    return on_path(path, path.time(torch.log1p(-sigmas) - torch.log(sigmas)))
+    times = snapped(path.time(torch.log1p(-sigmas) - torch.log(sigmas)))
+    if (off := _off(times)).any():
+        raise ValueError(f"a noise level of {sigmas[off][0].item():.6g} {_beyond(path)}")
+    return times
 
 
 def on_path(path: GaussianPath, times: Tensor) -> Tensor:
@@ -43,16 +46,23 @@ def on_path(path: GaussianPath, times: Tensor) -> Tensor:
         ValueError: for one that is no time of the path.
     """
     times = snapped(times)
-    off = ~((times >= 0) & (times <= 1))
-    if off.any():
-        first, last = noise_of_time(path, times.new_tensor([0.0, 1.0])).tolist()
-        raise ValueError(
-            f"a noise level lies beyond the path, at t = {times[off][0].item()} (0 is noise, 1 is "
-            f"data): {path} has levels beta/(alpha + beta) from {first:.6g} to {last:.6g}, ratios "
-            f"beta/alpha from {_ratio(first):.6g} to {_ratio(last):.6g}; choose shift, "
-            "shift_terminal, sigma_min, sigma_max and sigmas inside"
-        )
+    if (off := _off(times)).any():
+        raise ValueError(f"a time of {times[off][0].item()} {_beyond(path)}")
     return times
+
+
+def _off(times: Tensor) -> Tensor:
+    return ~((times >= 0) & (times <= 1))
+
+
+def _beyond(path: GaussianPath) -> str:
+    first, last = noise_of_time(path, torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    return (
+        f"lies beyond {path}, whose times go from 0 (noise) to 1 (data), its noise levels "
+        f"beta/(alpha + beta) from {first:.6g} to {last:.6g} and its ratios beta/alpha from "
+        f"{_ratio(first):.6g} to {_ratio(last):.6g}: choose shift, shift_terminal, sigma_min, "
+        "sigma_max and sigmas inside"
+    )
 
 
 def _ratio(level: float) -> float:
@@ -95,7 +105,11 @@ def warp(sigmas: Tensor, shift: float, shift_terminal: float | None = None) -> T
 
 
 def shift_times(
-    path: GaussianPath, times: Tensor, shift: float, shift_terminal: float | None = None
+    path: GaussianPath,
+    times: Tensor,
+    shift: float,
+    shift_terminal: float | None = None,
+    ends: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     r"""Return times with their noise levels shifted between the ends of a path; see `warp`.
 
@@ -109,32 +123,33 @@ def shift_times(
         times: ascending, 0 is noise and 1 is data.
         shift: by which the signal-to-noise ratios are divided.
         shift_terminal: the noise level to which the last time is moved; None or 0 moves nothing.
+        ends: the times that stay where they are: those of the path, or the `common_times` that
+            the path of the model has too, where that is another.
 
     Raises:
         ValueError: if `shift` is not positive and finite, or `shift_terminal` not among the
-            path's noise levels.
+            noise levels between the ends.
 
     Example:
         >>> from fm_diffusers.paths import NoiseLevel
         >>> shift_times(NoiseLevel(3.0), torch.tensor([0.0, 0.5, 1.0]).double(), 2.0)
         tensor([0.0000, 0.3333, 1.0000], dtype=torch.float64)
     """
-    first, last = noise_of_time(path, times.new_tensor([0.0, 1.0])).tolist()
+    first, last = noise_of_time(path, times.new_tensor(ends)).tolist()
     share = (noise_of_time(path, times) - last) / (first - last)
     if not shift_terminal:
         moved = time_of_noise(path, last + (first - last) * shift_noise(share, shift))
-        # the ends stay exactly where they are
-        return torch.where((times == 0) | (times == 1), times, moved)
+        return torch.where((times == ends[0]) | (times == ends[1]), times, moved)
     check_finite(shift_terminal=shift_terminal)
     if not last < shift_terminal < first:
         raise ValueError(
             f"shift_terminal must lie between {last:.6g} and {first:.6g}, the noise levels "
-            f"beta/(alpha + beta) at the ends of {path}, got {shift_terminal}; None stretches "
-            "nothing"
+            f"beta/(alpha + beta) of {path} at t = {ends[1]:g} and {ends[0]:g}, got "
+            f"{shift_terminal}; None stretches nothing"
         )
     terminal = (shift_terminal - last) / (first - last)
     moved = time_of_noise(path, last + (first - last) * warp(share, shift, terminal))
-    return torch.where(times == 0, times, moved)
+    return torch.where(times == ends[0], times, moved)
 
 
 def respace(kind: str, n: int, first: float, last: float) -> Tensor:

@@ -45,7 +45,7 @@ def flow_match(
     if not use_dynamic_shifting:
         ends = shift_noise(ends, shift)
     sigmas = torch.linspace(*ends.tolist(), n, dtype=torch.float64)
-    return _with_end("flow_match", _times(path, sigmas), t_max)
+    return _with_end("flow_match", _times("flow_match", path, sigmas), t_max)
 
 
 def flow_multistep(
@@ -70,7 +70,7 @@ def flow_multistep(
             "levels beta/(alpha + beta), 1 for pure noise"
         )
     sigmas = torch.linspace(first, last, n + 1, dtype=torch.float64)[:-1]
-    return _with_end("flow_multistep", _times(path, sigmas), t_max)
+    return _with_end("flow_multistep", _times("flow_multistep", path, sigmas), t_max)
 
 
 def ddim(
@@ -157,8 +157,14 @@ def _on_table(grid: str, indices: Tensor, count: int, t_max: float) -> Tensor:
     return _with_end(grid, 1 - (indices + 1) / count, t_max)
 
 
-def _times(path: GaussianPath, sigmas: Tensor) -> Tensor:
-    return on_path(path, path.time(torch.logit(1 - sigmas)))
+def _times(grid: str, path: GaussianPath, sigmas: Tensor) -> Tensor:
+    try:
+        return on_path(path, path.time(torch.logit(1 - sigmas)))
+    except ValueError as error:
+        raise ValueError(
+            f"grid={grid!r} goes from the noise level {sigmas[0].item():g} to "
+            f"{sigmas[-1].item():g}, and {error}, or a grid in continuous time such as grid=None"
+        ) from error
 
 
 def _with_end(grid: str, starts: Tensor, t_max: float) -> Tensor:

@@ -107,7 +107,9 @@ class VariancePreserving(GaussianPath):
     def time(self, log_snr: Tensor) -> Tensor:  # noqa: D102
         integral, growth = softplus(-2 * log_snr, threshold=40), self.beta_max - self.beta_min
         root = torch.sqrt(self.beta_min**2 + 2 * growth * integral)
-        return 1 - 2 * integral / (self.beta_min + root)
+        # its limit where the ratio of data is 0, which this path never reaches
+        ratio = torch.where(integral.isinf(), integral, integral / (self.beta_min + root))
+        return 1 - 2 * ratio
 
     def half_d_variance(self, t: float | Tensor) -> Tensor:  # noqa: D102
         c = self(t)
