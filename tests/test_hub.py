@@ -262,3 +262,11 @@ def test_the_script_trains_on_the_hub_and_pushes_what_belongs_there(hub, tmp_pat
     assert "- ylecun/mnist" in card and "--max_train_steps=2" in card
     written = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
     assert not any(hub.token.encode() in file.read_bytes() for file in written)
+
+    repo.files.clear()  # as if the push had failed: the finished run is pushed, not trained again
+    again = [*command.split(), "--resume_from_checkpoint", "latest"]
+    done = subprocess.run(again, env=hub.env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "nothing is left to do" in done.stdout and "pushed to" in done.stdout
+    assert "unet/diffusion_pytorch_model.safetensors" in repo.files
+    assert not any(name.startswith("checkpoint") for name in repo.files)
