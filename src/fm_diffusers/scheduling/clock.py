@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.paths import GaussianPath
+from fm_diffusers.paths.base import common_times
 from fm_diffusers.scheduling.conventions import TIME_CONVENTIONS, Convention
 from fm_diffusers.tables import look_up
 
@@ -52,6 +53,13 @@ class Clock:
     def model_path(self) -> GaussianPath | None:
         """The path of the training where it is another than that of the samples."""
         return None if self.sampling_path is self.path else self.path
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The first and the last time of the samples' path of which the network says something."""
+        if self.model_path is None:
+            return 0.0, 1.0
+        return common_times(self.sampling_path, self.path)
 
     def to_time(self, timesteps: Tensor) -> Tensor:
         """Return the time t (0 noise, 1 data) at which the network is fed `timesteps`."""

@@ -47,7 +47,7 @@ def moved(config: Any, clock: Clock, times: Tensor, mu: float | None) -> Tensor:
     shift = _dynamic_shift(config, mu) if config.use_dynamic_shifting else config.shift
     path = clock.sampling_path
     if shift != 1 or config.shift_terminal:
-        times = shift_times(path, times, shift, config.shift_terminal)
+        times = shift_times(path, times, shift, config.shift_terminal, clock.ends)
     kind = respacing(config)
     if kind is None:
         return times

@@ -35,7 +35,7 @@ def make_training_table(config: Any, clock: Clock) -> TrainingTable:
     n, path = config.num_train_timesteps, clock.path
     times = torch.arange(n, dtype=torch.float64) / n
     if not config.use_dynamic_shifting and config.shift != 1:
-        times = shift_times(clock.sampling_path, times, config.shift)
+        times = shift_times(clock.sampling_path, times, config.shift, ends=clock.ends)
     timesteps = clock.to_timestep(times).float()
     if isinstance(path, Discrete):  # also one whose length no sampling could use
         sigmas = (1 / path.alphas_cumprod - 1).sqrt().flip(0)
