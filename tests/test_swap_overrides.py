@@ -129,7 +129,8 @@ def test_the_ends_of_the_grid_are_words_of_their_own(convert):
 def test_a_calibration_rests_while_another_word_is_said(convert):
     """It names what it holds for, so that it is no leftover; see test_calibration."""
     ours = GaussianFlowScheduler()
-    fitted = {"for": {"grid": None}, "steps": {"4": {}}}
+    fit = {"log_snr": [-1.0, 0.0, 1.0], "method": {}, "readout": [1.0] * 5}
+    fitted = {"for": {"grid": None}, "steps": {"4": fit}}
     made = convert(GaussianFlowScheduler(calibration=fitted), grid="uniform")
     assert made.config.calibration == fitted
     assert torch.equal(

@@ -155,7 +155,7 @@ def test_the_stand_in_for_torchvision_prepares_images_as_ours_are():
     still = transforms.Compose([transforms.RandomCrop(9), *steps])
     cut = transforms.Compose([transforms.CenterCrop(5), *steps])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    args = type("Flags", (ImageArguments,), {"max_train_steps": 1})()
+    args = type("Flags", (ImageArguments,), {"max_train_steps": 1, "validation_split": None})()
     expected = scaled(args, images)
     for i in range(2):
         picture = Image.fromarray(pixels[i])

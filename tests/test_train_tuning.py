@@ -113,7 +113,7 @@ def test_the_loss_is_that_of_the_pipeline_on_its_own_path(examples, tmp_path, mo
         (
             {},
             {"prediction_type": "epsilon"},
-            "epsilon contradicts .* has flow_prediction: drop",
+            "epsilon contradicts .*, which has velocity: drop",
         ),
         ({}, {"backbone": "transformer"}, "--backbone transformer contradicts .* has unet"),
         ({"backbone": "transformer"}, {"backbone": "unet"}, "--backbone unet contradicts"),
@@ -159,7 +159,7 @@ def test_the_one_level_above_a_pipeline_is_told(examples, tmp_path):
     make_base(tmp_path / "outputs" / "base")
     script = examples("train_mnist")
     given = TINY | {"init_from": str(tmp_path / "outputs"), "output_dir": str(tmp_path / "out")}
-    with pytest.raises(ValueError, match="model_index.json"):
+    with pytest.raises(ValueError, match="is not a saved pipeline, but .*base below it is"):
         script.main(script.Arguments(**given))
 
 

@@ -54,7 +54,7 @@ def flow_matching(network: nn.Module, z: Tensor) -> Tensor:
     t = (torch.rand(1, device=z.device) + torch.randperm(len(z), device=z.device) / len(z)) % 1
     s = t[:, None, None, None]
     output = network(s * z + (1 - s) * eps, 1000 * (1 - t), return_dict=False)[0]
-    return (output.float() - (z - eps)).square().mean()
+    return (output.float() - (eps - z)).square().mean()
 
 
 def bare(

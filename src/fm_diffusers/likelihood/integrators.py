@@ -10,7 +10,6 @@ adaptive solver finds out; a fixed grid must crowd there,
 which unlike equal steps of :math:`\log(1 - u)` ends at the data itself.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -53,12 +52,13 @@ def on_grid(num_steps: int, solver: str = "rk4") -> Integrator:
     def integrator(field: Field, state: Tensor, start: float, end: float) -> Tensor:
         ends = (1 - torch.tensor([start, end], dtype=torch.float64)) ** (1 / CROWDING)
         times = 1 - torch.lerp(*ends, torch.linspace(0, 1, num_steps + 1).double()) ** CROWDING
-        weights = [w for step in method.plan(times) for row in step.rows for w in row]
-        if not all(map(math.isfinite, weights)):
+        try:
+            method.plan(times)
+        except ValueError as error:
             raise ValueError(
                 f"solver {solver!r} cannot start where there is no noise: take a Runge-Kutta "
                 "method such as 'rk4', or set t_max less than 1"
-            )
+            ) from error
         return integrate(method, field, state, times)
 
     return integrator

@@ -101,10 +101,11 @@ def ends(config: Any, clock: Clock, solver: Solver) -> tuple[float, float]:
 
 
 def first_time(clock: Clock, solver: Solver) -> float:
-    """Return the first time at which the model says where to go and where the data is."""
+    """Return the first time at which the model is fed a number and says where to go, and to what."""
     begin = solver.path.time(clock.path.log_snr(0.0)).item()
     for t in (0.0, begin):
-        if solver.exists(t) and all(map(math.isfinite, solver.convert("sample", t))):
+        fed = clock.to_timestep(torch.tensor(t, dtype=torch.float64))
+        if solver.exists(t) and all(map(math.isfinite, (fed, *solver.convert("sample", t)))):
             return t
     return solver.path.time(torch.logit(torch.tensor(INSIDE, dtype=torch.float64))).item()
 
