@@ -49,7 +49,7 @@ def batches(images: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def flow_matching(network: nn.Module, z: Tensor) -> Tensor:
-    r"""Return :math:`\| u_\theta(t z + (1 - t) \varepsilon) - (z - \varepsilon) \|^2`."""
+    r"""Return :math:`\| u_\theta(t z + (1 - t) \varepsilon) - (\varepsilon - z) \|^2`."""
     eps = torch.randn_like(z)
     t = (torch.rand(1, device=z.device) + torch.randperm(len(z), device=z.device) / len(z)) % 1
     s = t[:, None, None, None]

@@ -101,7 +101,7 @@ def ends(config: Any, clock: Clock, solver: Solver) -> tuple[float, float]:
 
 
 def first_time(clock: Clock, solver: Solver) -> float:
-    """Return the first time at which the model is fed a number and says where to go, and to what."""
+    """Return the first time at which the model is fed a number and says where the data is."""
     begin = solver.path.time(clock.path.log_snr(0.0)).item()
     for t in (0.0, begin):
         fed = clock.to_timestep(torch.tensor(t, dtype=torch.float64))

@@ -75,12 +75,13 @@ def integrals(
         # w = (1 - u_end)/(1 - u) in equal ratios; all of its weight is at the end if u_end = 1
         ratio = (_log_noise(stop) - _log_noise(start))[:, None].clamp(min=-KERNEL_LENGTH)
         w = torch.exp(ratio * (1 - _NODES))
+        whole = stop[:, None] == torch.inf
         at = torch.where(
-            stop[:, None].isinf(),
+            whole,
             stop[:, None],
             _log_snr_of_noise(_log_noise(stop)[:, None] - ratio * (1 - _NODES)),
         )
-        measure = torch.where(stop[:, None].isinf(), 1.0, -ratio * w) * _GAUSS_WEIGHTS
+        measure = torch.where(whole, 1.0, -ratio * w) * _GAUSS_WEIGHTS
     return (_lagrange(value(places), value(at)) * measure[:, None]).sum(-1)
 
 
