@@ -103,6 +103,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_curve_bit_for_bit(rank, sc
     assert again[key] == record[key]
 
 
+@pytest.mark.slow
 def test_two_processes_tune_one_network_and_resume_bit_for_bit(tmp_path):
     base = make_base(tmp_path / "base", classes=3)
     flags = TINY | {"model": base, "max_train_steps": 4, "checkpointing_steps": 2}

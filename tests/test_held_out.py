@@ -147,6 +147,7 @@ def test_a_split_has_the_classes_of_the_one_trained_on(tmp_path, quick_datasets)
 # --- in a run ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_loss_is_logged_recorded_and_the_same_on_two_processes(tmp_path):
     """Weights do not move at a rate of 0, so that one and two processes measure one network."""
     words = "--validation_split 0.2 --validation_steps 2 --learning_rate 0 --checkpointing_steps 9"

@@ -25,7 +25,14 @@ from fm_diffusers.solvers import (
 @pytest.mark.parametrize("corrector", [False, True])
 @pytest.mark.parametrize("solver_order", [1, 2, 3])
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("variable", VARIABLES)
+@pytest.mark.parametrize(
+    "variable",
+    # each takes seconds, of the logarithms and of the bounded variables one in the fast run
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("clock", "log_noise")))
+        for name in VARIABLES
+    ],
+)
 def test_orders_of_multistep_methods_in_every_form_and_variable(
     variable, form, solver_order, corrector
 ):
