@@ -10,36 +10,24 @@ A `Clock` says what the network is fed at a time, a `Plan` holds the weights of 
 `fm_diffusers.solvers`, and a sampling loop equals `fm_diffusers.solvers.integrate` bit for bit.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from fm_diffusers.scheduling.contract import Contract
 from fm_diffusers.scheduling.place import Place, Timestep, place_at
 from fm_diffusers.scheduling.plan import Plan, at_noise_level
 from fm_diffusers.scheduling.step import prepare, transition_from
-from fm_diffusers.scheduling.timetable import make_plan
-from fm_diffusers.scheduling.transition import Generators, Transition, in_dtype
+from fm_diffusers.scheduling.transition import (
+    GaussianFlowSchedulerOutput,
+    Generators,
+    Transition,
+    in_dtype,
+)
 from fm_diffusers.scheduling.translation import translate
-
-
-@dataclass
-class GaussianFlowSchedulerOutput(BaseOutput):
-    """Output of `GaussianFlowScheduler.step`.
-
-    Attributes:
-        prev_sample: the sample at the next timestep, in the wider of the two dtypes given.
-        pred_original_sample: the data that the model output predicts, E[z | sample].
-    """
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor
 
 
 class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
@@ -195,54 +183,6 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     # --- sampling --------------------------------------------------------------------------------
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
-        sigmas: Sequence[float] | Tensor | None = None,
-        mu: float | None = None,
-        timesteps: Sequence[float] | Tensor | None = None,
-        noisy_steps: Sequence[int] | None = None,
-    ) -> None:
-        """Choose the grid and compute the weights of every step, in float64.
-
-        Args:
-            num_inference_steps: number of intervals; each costs `order` model evaluations, one
-                where the model's prediction type is singular at the interval's end.
-            device: where `timesteps` live.
-            sigmas: noise levels `1 - t` (`beta/alpha` for a table and where the network is fed its
-                logarithm) at which the intervals start, descending; they are shifted and spaced
-                as the configuration says, and the end of the grid is added. A last one of 0, as
-                in `AysSchedules`, is this end.
-            mu: the shift, where `use_dynamic_shifting` is on; else not used.
-            timesteps: the starts on the scale of the network, as they are. Beside `sigmas` they
-                are what the network is fed there.
-            noisy_steps: the intervals, counted from 0, on which the diffusion acts, the others
-                being steps of the ODE; None is all of them. The last one is never noisy.
-
-        Raises:
-            ValueError: if nothing says where to go, `mu` is missing, or the model says nothing at
-                one of the times.
-        """
-        self._plan = make_plan(
-            self.config,
-            self.clock,
-            num_inference_steps,
-            device,
-            sigmas,
-            mu,
-            timesteps,
-            noisy_steps,
-        )
-        self._begin(None)
-
-    def set_generator(self, generator: Generators | None) -> None:
-        """Draw the noise of an SDE from `generator` wherever `step` is given none.
-
-        Most of diffusers' flow pipelines hand no generator to `step`.
-        """
-        self._generator = generator
 
     def step(
         self,

@@ -3,12 +3,15 @@ r"""What diffusers' pipelines and scripts read and write on a scheduler beside i
 The plan and the place in it, by diffusers' names.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from fm_diffusers.scheduling.configured import Configured
 from fm_diffusers.scheduling.place import Place, begin, locate, nearest_start
 from fm_diffusers.scheduling.plan import Plan
+from fm_diffusers.scheduling.timetable import make_plan
 from fm_diffusers.scheduling.transition import Generators
 
 
@@ -26,6 +29,54 @@ class Contract(Configured):
         self._begin(None)
 
     # --- the timesteps ---------------------------------------------------------------------------
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        noisy_steps: Sequence[int] | None = None,
+    ) -> None:
+        """Choose the grid and compute the weights of every step, in float64.
+
+        Args:
+            num_inference_steps: number of intervals; each costs `order` model evaluations, one
+                where the model's prediction type is singular at the interval's end.
+            device: where `timesteps` live.
+            sigmas: noise levels `1 - t` (`beta/alpha` for a table and where the network is fed its
+                logarithm) at which the intervals start, descending; they are shifted and spaced
+                as the configuration says, and the end of the grid is added. A last one of 0, as
+                in `AysSchedules`, is this end.
+            mu: the shift, where `use_dynamic_shifting` is on; else not used.
+            timesteps: the starts on the scale of the network, as they are. Beside `sigmas` they
+                are what the network is fed there.
+            noisy_steps: the intervals, counted from 0, on which the diffusion acts, the others
+                being steps of the ODE; None is all of them. The last one is never noisy.
+
+        Raises:
+            ValueError: if nothing says where to go, `mu` is missing, or the model says nothing at
+                one of the times.
+        """
+        self._plan = make_plan(
+            self.config,
+            self.clock,
+            num_inference_steps,
+            device,
+            sigmas,
+            mu,
+            timesteps,
+            noisy_steps,
+        )
+        self._begin(None)
+
+    def set_generator(self, generator: Generators | None) -> None:
+        """Draw the noise of an SDE from `generator` wherever `step` is given none.
+
+        Most of diffusers' flow pipelines hand no generator to `step`.
+        """
+        self._generator = generator
 
     @property
     def timesteps(self) -> Tensor:

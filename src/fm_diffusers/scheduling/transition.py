@@ -15,12 +15,27 @@ import math
 from dataclasses import dataclass
 
 import torch
+from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fm_diffusers.scheduling.place import Place
 
 Generators = torch.Generator | list[torch.Generator]
+
+
+@dataclass
+class GaussianFlowSchedulerOutput(BaseOutput):
+    """Output of `GaussianFlowScheduler.step`.
+
+    Attributes:
+        prev_sample: the sample at the next timestep, in the wider of the two dtypes given.
+        pred_original_sample: the data that the model output predicts, E[z | sample].
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor
+
 
 #: How a log-probability is brought together over the dimensions of a sample.
 REDUCTIONS = {
