@@ -247,9 +247,16 @@ def test_what_does_not_fit_the_pipeline_is_refused(flags, message, script, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamics", ["flow_grpo", "precise"])
-def test_the_reward_rises(dynamics, script, tmp_path):
-    run = {"max_train_steps": 60, "learning_rate": 1e-3, "train_batch_size": 64, "group_size": 16}
-    _, output = tune(script, tmp_path, dynamics=dynamics, window_size=3, **run)
-    record = json.loads((output / "training.json").read_text())
-    before, after = map(float, record["mean reward, before and after"].split(", "))
-    assert after > before + 0.1
+def test_the_reward_rises_the_more_the_further_the_network_may_go(dynamics, script, tmp_path):
+    run = {"max_train_steps": 100, "learning_rate": 1e-3, "dynamics": dynamics, "window_size": 3}
+    run |= {"train_batch_size": 64, "group_size": 16, "num_samples": 256}
+    run["model"] = make_base(tmp_path / "base", classes=3)
+    rises, apart = [], []
+    for weight in (1.0, 0.01):
+        _, output = tune(script, tmp_path / str(weight), kl_weight=weight, **run)
+        record = json.loads((output / "training.json").read_text())
+        before, after = map(float, record["mean reward, before and after"].split(", "))
+        rises.append(after - before)
+        apart.append(record["KL of the trajectories from the start, in nats"])
+    assert 0 < rises[0] < rises[1] and rises[1] > 0.1
+    assert apart[0] < 2 < apart[1]
