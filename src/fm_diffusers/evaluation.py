@@ -72,7 +72,7 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
         """Return the share of features of images that are taken for their labels."""
-        return (self.head(features).argmax(1) == labels).float().mean().item()
+        return (self.head(features).argmax(1) == labels).cpu().double().mean().item()
 
 
 def train_classifier(
@@ -163,7 +163,7 @@ def covered(points: Tensor, manifold: Tensor, neighbours: int = 3) -> float:
         (torch.cdist(part, manifold, **distance) <= torch.cat(radius)).any(1)
         for part in points.split(BLOCK)
     ]
-    return torch.cat(inside).float().mean().item()
+    return torch.cat(inside).cpu().double().mean().item()
 
 
 def sliced_wasserstein(
