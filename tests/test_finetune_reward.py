@@ -94,8 +94,10 @@ def test_a_resumed_run_ends_with_the_same_weights_and_curve_bit_for_bit(rank, sc
     base, output = tune(script, tmp_path, **run)
     straight, record = weights(output), json.loads((output / "training.json").read_text())
     curve = (output / "curve.png").read_bytes()
-    (output / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    tune(script, tmp_path, model=base, resume_from_checkpoint="checkpoint-3", **run)
+    again = tmp_path / "again" / "output"
+    shutil.copytree(output / "checkpoint-3", again / "checkpoint-3")
+    run |= {"model": base, "resume_from_checkpoint": "checkpoint-3"}
+    _, output = tune(script, tmp_path / "again", **run)
     assert equal(weights(output), straight)
     assert (output / "curve.png").read_bytes() == curve
     again = json.loads((output / "training.json").read_text())

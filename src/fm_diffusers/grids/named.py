@@ -35,6 +35,7 @@ def simple(
     Raises:
         ValueError: for more steps than levels.
     """
+    check_positive(num_train_timesteps=num_train_timesteps)
     if n > num_train_timesteps:
         raise ValueError(
             f"a training with {num_train_timesteps} noise levels has no simple grid of {n} steps: "

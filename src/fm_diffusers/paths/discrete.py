@@ -167,7 +167,7 @@ class Discrete(GaussianPath):
         angles, rests = self._table_on(t.device)
         n, place = self.num_train_timesteps, t.to(angles.dtype) * self.num_train_timesteps
         cell = place.floor().clamp(0, n - 1)
-        share, first = place - cell, cell.long()
+        share, first = place - cell, cell.nan_to_num().long()  # no time, no coefficients
 
         def between(table: Tensor) -> Tensor:
             start, stop = table.take(first), table.take(first + 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fm_diffusers.paths import GaussianPath
 from fm_diffusers.paths.base import common_times
-from fm_diffusers.scheduling.conventions import TIME_CONVENTIONS, Convention
+from fm_diffusers.scheduling.conventions import TIME_CONVENTIONS, Convention, as_fed
 from fm_diffusers.tables import look_up
 
 #: How far a time may lie beyond an end of the path by rounding.
@@ -71,6 +71,11 @@ class Clock:
         if self.model_path is not None:
             t = self.path.time(self.sampling_path.log_snr(t))
         return self.convention.timestep(self.path, self.num_train_timesteps, t)
+
+    def as_fed(self, t: Tensor) -> Tensor:
+        """Return the times that the float32 timesteps at times `t` stand for."""
+        n = self.num_train_timesteps
+        return as_fed(self.convention, self.path, self.sampling_path, n, t)
 
     def check_timesteps(self, timesteps: Tensor) -> None:
         """Raise unless timesteps are those of times of the path; they are looked at on the CPU.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fm_diffusers.paths import as_time
 from fm_diffusers.scheduling.clock import Clock
-from fm_diffusers.scheduling.rows import Bounds, rows_of
+from fm_diffusers.scheduling.rows import Bounds, check_data, rows_of
 from fm_diffusers.solvers import SOLVERS, Solver, Step, memory_size
 
 
@@ -68,6 +68,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         size, values = memory_size(self.steps), self.fed.tolist()
+        check_data(self.solver, self.steps)
         rows = rows_of(self.solver, self.steps, size)
         stops = [i + 1 for i, step in enumerate(self.steps) if step.ends_interval]
         nodes = torch.tensor([step.t for step in self.steps], dtype=torch.float64)

@@ -56,6 +56,22 @@ def rows_of(
     )
 
 
+def check_data(solver: Solver, steps: Sequence[Step]) -> None:
+    """Raise unless the network says where the data is wherever it is asked.
+
+    Raises:
+        ValueError: naming the first time at which it does not, and the way out.
+    """
+    times = torch.tensor([step.t for step in steps], dtype=torch.float64)
+    known = torch.stack(solver.convert("sample", times)).isfinite().all(0)
+    for t in times[~known].tolist():
+        raise ValueError(
+            f"at t = {t} a model that predicts {solver.prediction!r} does not determine the data "
+            "(t = 0 is noise, 1 is data), which every step predicts: begin inside, as the default "
+            "grid does, with sigmas, timesteps or t_min"
+        )
+
+
 @dataclass(frozen=True)
 class Bounds:
     """Bounds of data predictions.

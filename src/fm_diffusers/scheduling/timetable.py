@@ -58,8 +58,8 @@ def make_plan(
         solver = make_solver(config, clock)
         starts = _as_given(config, clock, solver, sigmas, mu, timesteps)
     # the times that float32 timesteps stand for, so that model and solver agree on them
-    fed_to = clock.to_time(clock.to_timestep(starts).float().double())
-    starts = torch.where((starts >= -ROUNDING) & (starts <= 1), fed_to.clamp(0, 1), fed_to)
+    starts = torch.where((starts < 0) & (starts >= -ROUNDING), 0.0, starts)
+    starts = clock.as_fed(starts)
     times = with_end(starts, ends(config, clock, solver)[1])
     if noisy_steps is not None:
         solver = replace(solver, diffusion=_window(solver, times, noisy_steps))
