@@ -23,23 +23,27 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fm_diffusers.pipelines.arguments import check_callback, check_output, steps_of
+from fm_diffusers.pipelines.arguments import check_output, steps_of
 from fm_diffusers.pipelines.calibrating import field_and_noise
+from fm_diffusers.pipelines.callbacks import TENSORS, inputs_of
 from fm_diffusers.pipelines.conditioning import Conditioning
 from fm_diffusers.pipelines.conditions import Asked
-from fm_diffusers.pipelines.denoising import alone, denoise, predict, visible
-from fm_diffusers.pipelines.hub import SavedPipeline
+from fm_diffusers.pipelines.denoising import alone, denoise, predict
+from fm_diffusers.pipelines.editing import Editing
+from fm_diffusers.pipelines.guidance import Guidance, guidance_of
 from fm_diffusers.pipelines.latents import Latents
 from fm_diffusers.pipelines.networks import check_components
+from fm_diffusers.pipelines.operations import Operations
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.scheduling.transition import Generators
 
 
-class FlowMatchingPipeline(SavedPipeline):
+class FlowMatchingPipeline(Operations):
     r"""Image generation by flow matching: unconditional, by class or by text, in pixels or codes.
 
     Args:
@@ -55,11 +59,14 @@ class FlowMatchingPipeline(SavedPipeline):
         vae: decodes samples, which are codes `(encode(x) - shift_factor) scaling_factor`.
         text_encoder: turns prompts into the states that the network attends to.
         tokenizer: of the text encoder.
+        guider: guides every call that brings no other and no `guidance_scale`, one of diffusers'
+            guiders; see `pipelines.guidance`.
 
     Calls may run in several threads at once: each steps a scheduler of its own, and afterwards
     `scheduler.timesteps` are those of the call that ended last. Give each its own `generator`; the
     global one and that of `scheduler.set_generator` hand out noise in the order of the threads.
-    Offloading moves components that all calls share: then one call at a time.
+    Offloading moves components that all calls share, and some guiders hook the network's layers:
+    then one call at a time.
 
     Raises:
         ValueError: for components that do not fit together.
@@ -73,7 +80,8 @@ class FlowMatchingPipeline(SavedPipeline):
 
     model_cpu_offload_seq = "text_encoder->unet->transformer->vae"
     _optional_components = ["unet", "scheduler", "transformer", "vae", "text_encoder", "tokenizer"]
-    _callback_tensor_inputs = ["latents", "prompt_embeds"]
+    _optional_components += ["guider"]
+    _callback_tensor_inputs = TENSORS
 
     def __init__(
         self,
@@ -84,6 +92,7 @@ class FlowMatchingPipeline(SavedPipeline):
         vae: AutoencoderKL | None = None,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        guider: BaseGuidance | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -93,6 +102,7 @@ class FlowMatchingPipeline(SavedPipeline):
             vae=vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
+            guider=guider,
         )
         self.register_to_config(null_label=null_label)
         check_components(self)
@@ -112,8 +122,7 @@ class FlowMatchingPipeline(SavedPipeline):
     @property
     def canvas(self) -> Latents:
         """What turns noise into samples of the network's size, and samples into images."""
-        patch = 0 if self.transformer is None else self.transformer.config.patch_size
-        return Latents(self.network, self.vae, patch)
+        return Latents(self.network, self.vae)
 
     @property
     def network_takes_labels(self) -> bool:
@@ -144,16 +153,12 @@ class FlowMatchingPipeline(SavedPipeline):
         self,
         asked: Asked,
         output_type: str = "pil",
-        callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = (),
-        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         return_dict: bool = True,
     ) -> None:
         """Raise a `ValueError` for what cannot be sampled, saying why and what to pass."""
         check_components(self)
         self.conditioning.check(asked)
         check_output(output_type, return_dict)
-        seen = callback_on_step_end_tensor_inputs
-        check_callback(callback_on_step_end, seen, visible(self))
 
     def encode_condition(self, asked: Asked) -> Tensor | None:
         """Return the condition of every image, preceded by as many null ones if it is guided."""
@@ -204,10 +209,10 @@ class FlowMatchingPipeline(SavedPipeline):
         return self.canvas.decode(latents)
 
     def predict(
-        self, latents: Tensor, t: Tensor, condition: Tensor | None, guidance_scale: float
+        self, latents: Tensor, t: Tensor, condition: Tensor | None, guidance: float | Guidance
     ) -> Tensor:
         """Return what the network predicts, guided; see `encode_condition` for the condition."""
-        return predict(self.network, self.scheduler, latents, t, condition, guidance_scale)
+        return predict(self.network, self.scheduler, latents, t, condition, guidance)
 
     def calibration_field(
         self,
@@ -244,8 +249,13 @@ class FlowMatchingPipeline(SavedPipeline):
         negative_prompt_embeds: Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
+        sigmas: list[float] | None = None,
+        guider: BaseGuidance | None = None,
+        image: Any = None,
+        strength: float | None = None,
+        mask_image: Any = None,
     ) -> ImagePipelineOutput | tuple[Any]:
-        r"""Draw images.
+        r"""Draw images, or change some.
 
         Args:
             class_labels: a label or a list of labels, one for each image; None draws from the
@@ -263,9 +273,11 @@ class FlowMatchingPipeline(SavedPipeline):
             return_dict: whether to return an `ImagePipelineOutput` or a tuple.
             callback_on_step_end: called as `(pipe, index, timestep, tensors)` after every step;
                 may return a dictionary with new tensors. Its `pipe` is that of the call, with the
-                components of this one and a scheduler at the call's place.
-            callback_on_step_end_tensor_inputs: its tensors: `latents`, and `prompt_embeds`, which
-                a guided call precedes with the negative ones.
+                components of this one and a scheduler at the call's place; setting
+                `pipe._interrupt = True` ends the loop, `pipe._guidance_scale` changes the scale.
+            callback_on_step_end_tensor_inputs: its tensors: `latents`; `prompt_embeds` or
+                `class_labels`, which a guided call precedes with the null ones; `model_output` and
+                `pred_original_sample`, which it cannot replace. Official ones name theirs.
             prompt: a text or a list of texts, for a network that takes text; None draws with the
                 empty prompt.
             num_images_per_prompt: number of images of each prompt, next to each other.
@@ -275,6 +287,15 @@ class FlowMatchingPipeline(SavedPipeline):
             negative_prompt_embeds: likewise, in place of `negative_prompt`.
             height: of the images in pixels; by default the `sample_size` of the network.
             width: likewise.
+            sigmas: noise levels at which the steps start, in place of `timesteps`.
+            guider: guides this call in place of the pipeline's, instead of a `guidance_scale`.
+            image: what is changed: pictures, arrays `(n, height, width, channels)` or tensors
+                `(n, channels, height, width)` in [0, 1], one for all or one for each. Then
+                `latents` are the noise that is added to it.
+            strength: share of the steps that are taken, 0 to 1; by default 0.8, with a mask 1. 0
+                returns the image, 1 ignores what is not held by a mask.
+            mask_image: what may change, one grey picture for all or one for each: white may, black
+                comes back as it was, a grey of m may from where the share m of the steps is left.
 
         Returns:
             The images.
@@ -283,7 +304,7 @@ class FlowMatchingPipeline(SavedPipeline):
             ValueError: for conditions, sizes or options that the network cannot serve, and for
                 components that return something else than they should.
         """
-        asked = Asked(
+        asked = self.asking(
             class_labels=class_labels,
             num_images_per_label=num_images_per_label,
             batch_size=batch_size,
@@ -293,17 +314,32 @@ class FlowMatchingPipeline(SavedPipeline):
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             guidance_scale=guidance_scale,
+            guider=guider,
         )
-        callback, seen = callback_on_step_end, callback_on_step_end_tensor_inputs
-        self.check_inputs(asked, output_type, seen, callback, return_dict)
-        steps = steps_of(self.scheduler, num_inference_steps, timesteps)
+        editing = Editing(image, strength, mask_image)
+        self.check_inputs(asked, output_type, return_dict)
+        seen = inputs_of(callback_on_step_end, callback_on_step_end_tensor_inputs, self)
+        steps = steps_of(self.scheduler, num_inference_steps, timesteps, sigmas)
+        pixels = editing.pixels(self.canvas.channels, height, width)
+        if pixels is not None:
+            asked, (height, width) = asked.for_images(len(pixels)), pixels.shape[2:]
         condition = self.encode_condition(asked)
         with alone(self) as own:
-            own.scheduler.set_timesteps(**steps, device=self._execution_device)
+            scheduler = own.scheduler
+            scheduler.set_timesteps(**steps, device=self._execution_device)
             latents = own.prepare_latents(asked.count, generator, latents, height, width)
-            guided = (condition, asked.guidance_scale)
-            latents = denoise(own, latents, *guided, generator, callback, seen)
+            edit = None
+            if pixels is not None:
+                edit = editing.begun(own, pixels, latents, asked.repeats)
+                latents = edit.start(scheduler)
+            guidance = guidance_of(asked.guider or asked.guidance_scale, scheduler)
+            looked_at = (callback_on_step_end, seen, edit)
+            latents = denoise(own, latents, condition, guidance, generator, *looked_at)
         images = latents if output_type == "latent" else self.decode_latents(latents)
-        images = self.image_processor.postprocess(images, output_type=output_type)
+        changed = edit is not None and output_type != "latent"
+        if changed:
+            images = edit.finish(self.image_processor.denormalize(images))
+        scaled = [not changed] * len(images)
+        images = self.image_processor.postprocess(images, output_type, scaled)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -104,39 +104,47 @@ def check_generator(generator: Any, batch_size: int) -> None:
         )
 
 
-def steps_of(scheduler: Any, num_inference_steps: Any, timesteps: Any) -> dict[str, Any]:
+def steps_of(
+    scheduler: Any, num_inference_steps: Any, timesteps: Any, sigmas: Any = None
+) -> dict[str, Any]:
     """Return what a scheduler's `set_timesteps` is told: a number of steps or where they start.
 
     Raises:
         ValueError: for neither a count nor a list of numbers, for two that contradict each other,
-            or timesteps for a scheduler that takes none.
+            or timesteps or sigmas for a scheduler that takes none.
     """
-    if timesteps is None:
+    if timesteps is None and sigmas is None:
         asked = NUM_INFERENCE_STEPS if num_inference_steps is None else num_inference_steps
         if not is_whole(asked) or asked < 1:
             raise ValueError(
                 f"num_inference_steps must be an integer of at least 1, got {shown(asked)}"
             )
         return {"num_inference_steps": int(asked)}
-    given = timesteps.tolist() if isinstance(timesteps, Tensor | np.ndarray) else timesteps
-    if not isinstance(given, Sequence) or isinstance(given, str) or not len(given):
+    if timesteps is not None and sigmas is not None:
         raise ValueError(
-            f"timesteps must be a list of at least one number, got {shown(timesteps)}: leave "
+            "timesteps and sigmas both say where the steps start: pass one of the two, got "
+            f"{shown(timesteps)} and {shown(sigmas)}"
+        )
+    name, given = ("timesteps", timesteps) if sigmas is None else ("sigmas", sigmas)
+    numbers = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
+    if not isinstance(numbers, Sequence) or isinstance(numbers, str) or not len(numbers):
+        raise ValueError(
+            f"{name} must be a list of at least one number, got {shown(given)}: leave "
             "them out for the scheduler's own"
         )
-    given = [number("each of timesteps", t, "they are where the steps start") for t in given]
-    agrees = is_whole(num_inference_steps) and num_inference_steps == len(given)
+    numbers = [number(f"each of {name}", x, "they are where the steps start") for x in numbers]
+    agrees = is_whole(num_inference_steps) and num_inference_steps == len(numbers)
     if num_inference_steps is not None and not agrees:
         raise ValueError(
-            f"num_inference_steps={shown(num_inference_steps)} contradicts {len(given)} "
-            "timesteps: leave it out"
+            f"num_inference_steps={shown(num_inference_steps)} contradicts {len(numbers)} "
+            f"{name}: leave it out"
         )
-    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+    if name not in inspect.signature(scheduler.set_timesteps).parameters:
         raise ValueError(
-            f"timesteps cannot be chosen for {type(scheduler).__name__}: pass "
+            f"{name} cannot be chosen for {type(scheduler).__name__}: pass "
             "num_inference_steps, or take a GaussianFlowScheduler"
         )
-    return {"timesteps": given}
+    return {name: numbers}
 
 
 def check_output(output_type: Any, return_dict: Any) -> None:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fm_diffusers.pipelines import arguments
 from fm_diffusers.pipelines.conditions import Asked, encode_text
+from fm_diffusers.pipelines.guidance import check_guider
 from fm_diffusers.pipelines.networks import LABEL_COUNTS, TAKES, label_rows, text_width
 
 
@@ -50,7 +51,7 @@ class Conditioning:
         """Raise a `ValueError` for what the network cannot be told, saying what to pass."""
         takes, items, batch_size = TAKES[self.takes], asked.items, asked.batch_size
         for name in asked.used:
-            if name not in (*takes.arguments, "batch_size", "guidance_scale"):
+            if name not in (*takes.arguments, "batch_size", "guidance_scale", "guider"):
                 raise ValueError(
                     f"{name} was given, but the network {takes.words}: {takes.way_out}"
                 )
@@ -65,9 +66,12 @@ class Conditioning:
         (self._check_text if text else self._check_labels)(asked)
         null = asked.negative_prompt_embeds if text else self.null_label
         if asked.guided and (items is None or null is None and self.text_encoder is None):
-            raise ValueError(
-                f"guidance_scale={asked.guidance_scale} needs {takes.guidance}; 1 is no guidance"
-            )
+            guider = f"guidance_scale={asked.guidance_scale}"
+            if asked.guider is not None:
+                guider = f"{type(asked.guider).__name__} of {asked.guider.guidance_scale}"
+            raise ValueError(f"{guider} needs {takes.guidance}; 1 is no guidance")
+        if asked.guider is not None:
+            check_guider(asked.guider, self.network)
 
     def _check_labels(self, asked: Asked) -> None:
         labels, last = asked.class_labels, self.num_classes - 1

@@ -13,13 +13,16 @@ Reference: Ho, Salimans, "Classifier-Free Diffusion Guidance", https://arxiv.org
 
 from dataclasses import dataclass, fields, replace
 from threading import Lock
+from typing import Any
 
 import torch
+from diffusers.guiders import BaseGuidance
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from fm_diffusers.pipelines import arguments
+from fm_diffusers.pipelines.guidance import leads_away
 from fm_diffusers.pipelines.outputs import taken
 
 NO_LENGTH = 10**9  # transformers writes 1e30 where a tokenizer has no greatest length
@@ -126,6 +129,7 @@ class Asked:
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
     guidance_scale: float = 1.0
+    guider: BaseGuidance | None = None
 
     def __post_init__(self) -> None:
         kept = {name: arguments.count(name, getattr(self, name)) for name in REPEATS}
@@ -137,6 +141,13 @@ class Asked:
         )
         for name, value in kept.items():
             object.__setattr__(self, name, value)
+        if self.guider is not None and kept["guidance_scale"] != 1:
+            name = type(self.guider).__name__
+            raise ValueError(
+                f"guidance_scale={self.guidance_scale} was given beside the guider {name}, which "
+                "has a scale of its own: pass guider=guider.new(guidance_scale="
+                f"{self.guidance_scale}), or leave out one of the two"
+            )
 
     @property
     def used(self) -> list[str]:
@@ -161,8 +172,25 @@ class Asked:
 
     @property
     def guided(self) -> bool:
-        """Whether the network is asked twice."""
-        return self.guidance_scale != 1
+        """Whether the network is told the condition of nothing, too."""
+        return self.guidance_scale != 1 if self.guider is None else leads_away(self.guider)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments that differ from their defaults, with their values."""
+        return {name: getattr(self, name) for name in self.used}
+
+    def for_images(self, number: int) -> "Asked":
+        """Return what is asked for with so many images that are changed: one sample for each."""
+        nothing = self.items is None and self.batch_size is None
+        return replace(self, batch_size=number) if nothing else self
+
+    def repeated(self, repeats: int) -> "Asked":
+        """Return what is asked for when each image is drawn `repeats` times."""
+        if self.items is None:
+            return replace(self, batch_size=self.count * repeats)
+        name = "num_images_per_prompt" if self.class_labels is None else "num_images_per_label"
+        return replace(self, **{name: getattr(self, name) * repeats})
 
     def cycled(self, count: int) -> "Asked":
         """Return what the first `count` images are asked for, beginning anew at the end."""

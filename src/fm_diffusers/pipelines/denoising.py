@@ -8,12 +8,16 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fm_diffusers.pipelines.outputs import described, is_finite, taken, warn_unless_finite
+from fm_diffusers.pipelines.callbacks import TENSORS, replaced
+from fm_diffusers.pipelines.editing import Edit
+from fm_diffusers.pipelines.guidance import Guidance
+from fm_diffusers.pipelines.outputs import is_finite, taken, warn_unless_finite
 from fm_diffusers.scheduling.transition import Generators
 
 
@@ -23,7 +27,7 @@ def predict(
     latents: Tensor,
     t: Tensor,
     condition: Tensor | None,
-    guidance_scale: float,
+    guidance: float | Guidance = 1.0,
 ) -> Tensor:
     """Return what a network predicts for samples at a timestep, guided.
 
@@ -33,15 +37,31 @@ def predict(
         latents: the samples, shape `(batch, channels, height, width)`.
         t: the timestep.
         condition: one for each sample; with guidance as many null ones before them.
-        guidance_scale: w; 1 is no guidance.
+        guidance: the scale w of classifier-free guidance, where 1 is none; or that of a guider.
 
     Raises:
         ValueError: if the network returns anything but one prediction for each sample.
     """
-    guide = guidance_scale != 1
-    model_input = torch.cat([latents] * 2) if guide else latents
+    model_input = latents
     if hasattr(scheduler, "scale_model_input"):  # diffusers' flow schedulers have none
         model_input = scheduler.scale_model_input(model_input, t)
+    ask = partial(asked, network, model_input, t)
+    if isinstance(guidance, Guidance):
+        both = condition is not None and len(condition) > len(latents)
+        conditions = condition.chunk(2) if both else (None, condition)
+        return guidance(ask, network, model_input, conditions)
+    if guidance == 1:
+        return ask([condition])[0]
+    return torch.lerp(*ask([*condition.chunk(2)]), guidance)
+
+
+def asked(
+    network: nn.Module, x: Tensor, t: Tensor, conditions: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """Return what a network predicts for samples under conditions, all in one batch."""
+    count = len(conditions)
+    condition = None if conditions[0] is None else torch.cat([*conditions])
+    model_input = torch.cat([x] * count) if count > 1 else x
     model_input = model_input.to(network.dtype)
     timesteps = t.expand(len(model_input))  # a DiT takes no other
     output = network(model_input, timesteps, condition, return_dict=False)
@@ -53,8 +73,7 @@ def predict(
         f"one prediction for each of the {batch} samples that it is fed, two an image with "
         "guidance; a second half of the channels is a variance, which is not used",
     )
-    output = output[:, :channels].to(latents.dtype)
-    return torch.lerp(*output.chunk(2), guidance_scale) if guide else output
+    return [*output[:, :channels].to(x.dtype).chunk(count)]
 
 
 @contextmanager
@@ -63,7 +82,8 @@ def alone(pipe: Any) -> Iterator[Any]:
 
     Calls of one pipeline in several threads would otherwise step on from each other's place. What
     a call changes in its scheduler is found in the pipeline's own, all at once, when it has ended:
-    `pipe.scheduler.timesteps` are those of the last call.
+    `pipe.scheduler.timesteps` are those of the last call, and so are `pipe.guidance_scale` and
+    `pipe.num_timesteps`.
 
     Only references are copied: `set_timesteps` makes anew all that a scheduler changes, ours and
     those of diffusers. A call within a call, of the pipeline that a callback is given, leaves the
@@ -72,87 +92,72 @@ def alone(pipe: Any) -> Iterator[Any]:
     scheduler = pipe.scheduler
     own, own_scheduler = copy.copy(pipe), copy.copy(scheduler)
     before = dict(vars(own_scheduler))
-    vars(own).update(scheduler=own_scheduler, _is_a_call=True)
-    yield own
+    vars(own).update(scheduler=own_scheduler, _is_a_call=True, _calls=[], _interrupted=False)
+    pipe._calls.append(own)
+    try:
+        yield own
+    finally:
+        pipe._calls.remove(own)
     if "_is_a_call" in vars(pipe):
         return
     missing = object()
     after = vars(own_scheduler).items()
     changed = {name: value for name, value in after if value is not before.get(name, missing)}
     vars(scheduler).update(changed)
+    vars(pipe).update({name: vars(own)[name] for name in LIFE if name in vars(own)})
+
+
+#: What a pipeline says of its last call.
+LIFE = ("_guidance_scale", "_guided", "_num_timesteps")
 
 
 def denoise(
     pipe: Any,
     latents: Tensor,
     condition: Tensor | None,
-    guidance_scale: float,
+    guidance: float | Guidance = 1.0,
     generator: Generators | None = None,
     callback: Callable[..., dict[str, Any] | None] | None = None,
     callback_inputs: Sequence[str] = (),
+    edit: Edit | None = None,
 ) -> Tensor:
-    """Return where samples come to through all timesteps of a pipeline's scheduler.
+    """Return where samples come to through the timesteps of a pipeline's scheduler.
 
     Args:
         pipe: the pipeline of this call alone.
         latents: the samples at the first timestep.
         condition: what `pipe.encode_condition` returned.
-        guidance_scale: the weight of the condition.
+        guidance: the weight of the condition, or that of a guider.
         generator: of an SDE's noise.
         callback: called as `(pipe, index, timestep, tensors)` after every step.
         callback_inputs: names of its tensors.
+        edit: the image that is changed, which says where to begin and what to hold.
     """
     takes_noise = "generator" in inspect.signature(pipe.scheduler.step).parameters
     noise = {"generator": generator} if takes_noise else {}
-    timesteps, finite = pipe.scheduler.timesteps, []
+    timesteps, finite = pipe.scheduler.timesteps[0 if edit is None else edit.begin :], []
+    guider = guidance.guider if isinstance(guidance, Guidance) else None
+    pipe._num_timesteps = len(timesteps)
+    pipe._guidance_scale = guidance if guider is None else guider.guidance_scale
     with pipe.progress_bar(total=len(timesteps)) as progress_bar:
         for i, t in enumerate(timesteps):
-            output = pipe.predict(latents, t, condition, guidance_scale)
+            if pipe.interrupt:
+                break
+            pipe._guided = condition is not None and len(condition) > len(latents)
+            now = pipe._guidance_scale if pipe._guided else 1.0
+            if guider is not None:
+                now = guidance.at(i, timesteps, pipe._guidance_scale, pipe._guided)
+            output = pipe.predict(latents, t, condition, now)
             finite.append(is_finite(output))
-            latents = pipe.scheduler.step(output, t, latents, return_dict=False, **noise)[0]
+            stepped = pipe.scheduler.step(output, t, latents, return_dict=False, **noise)
+            latents = stepped[0] if edit is None else edit.hold(pipe.scheduler, stepped[0], i + 1)
             if callback is not None:
-                tensors = {"latents": latents, "prompt_embeds": condition}
+                found = (latents, condition, condition, output, *stepped[1:2])
+                tensors = dict(zip(TENSORS, found, strict=False))
                 shown = {name: tensors[name] for name in callback_inputs}
-                tensors = replaced(callback(pipe, i, t, shown), tensors, visible(pipe))
-                latents, condition = tensors["latents"], tensors["prompt_embeds"]
+                returned = callback(pipe, i, t, dict(shown))
+                latents, condition = replaced(returned, shown, latents, condition, pipe.takes)
             progress_bar.update()
-    warn_unless_finite(finite, timesteps, latents)
+    if finite:
+        warn_unless_finite(finite, timesteps, latents)
     return latents
-
-
-def visible(pipe: Any) -> list[str]:
-    """Return the names of the tensors that a callback can see and replace."""
-    return pipe._callback_tensor_inputs[: 1 + (pipe.takes == "text")]
-
-
-def replaced(returned: Any, tensors: dict[str, Tensor | None], known: list[str]) -> dict[str, Any]:
-    """Return the tensors of a step with those that a callback returned in their places.
-
-    Args:
-        returned: a dictionary of tensors, or None.
-        tensors: what they were.
-        known: names that can be replaced.
-
-    Raises:
-        ValueError: for something else, other names, or tensors that do not fit.
-    """
-    returned = {} if returned is None else returned
-    if not isinstance(returned, dict) or not set(returned) <= set(known):
-        raise ValueError(
-            f"callback_on_step_end must return None or a dictionary with tensors of {known}, got "
-            f"{described(returned)}"
-        )
-    for name, value in returned.items():
-        old = tensors[name]
-        # the states of a prompt may have another number of tokens
-        free = (1,) if name == "prompt_embeds" else ()
-        fits = isinstance(value, Tensor) and value.is_floating_point()
-        fits = fits and value.ndim == old.ndim and value.device == old.device
-        if not fits or any(
-            value.shape[i] != old.shape[i] for i in range(old.ndim) if i not in free
-        ):
-            raise ValueError(
-                f"{name} that callback_on_step_end returned must be floating-point numbers of "
-                f"the shape {tuple(old.shape)} on {old.device}, got {described(value)}"
-            )
-    return tensors | returned

@@ -12,6 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from fm_diffusers.pipelines.arguments import check_generator, count, finite_tensor, is_whole
+from fm_diffusers.pipelines.networks import check_size
 from fm_diffusers.pipelines.outputs import is_finite, taken
 from fm_diffusers.scheduling.transition import Generators
 
@@ -23,13 +24,10 @@ class Latents:
     Args:
         network: the network.
         vae: the autoencoder of the samples; None where they are pixels.
-        patch: side of a transformer's patches, of which a square image has a whole number; 0 where
-            any image is taken.
     """
 
     network: nn.Module
     vae: Any
-    patch: int
 
     @property
     def scale_factor(self) -> int:
@@ -71,15 +69,36 @@ class Latents:
             )
         if None in found:
             raise ValueError("the network has no sample_size: pass height and width, or latents")
-        if self.patch and (found[2] != found[3] or found[2] % self.patch):
-            raise ValueError(
-                f"a transformer takes square images, samples of a multiple of {self.patch}: got "
-                f"{found[2:]}"
-            )
+        check_size(self.network, found[2:], self.scale_factor)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device)
             return latents * init_noise_sigma
         return latents.to(device, torch.promote_types(latents.dtype, torch.float32))
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.network.config.in_channels if self.vae is None else self.vae.config.in_channels
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return the samples of images: 2 x - 1 of pixels in [0, 1], or the codes of a `vae`.
+
+        The codes are the modes of what the encoder returns, so that an image has one.
+        """
+        images = 2 * pixels - 1
+        if self.vae is None:
+            return images
+        found = self.vae.encode(images.to(self.vae.device, self.vae.dtype))
+        if hasattr(found, "latent_dist"):
+            codes = found.latent_dist.mode()
+        else:
+            codes = found[0]  # of a VQModel or an AutoencoderTiny, which draw nothing
+        height, width = (side // self.scale_factor for side in images.shape[2:])
+        shape = (len(images), self.network.config.in_channels, height, width)
+        way_out = "codes of every image, smaller by the factor of its blocks"
+        codes = taken(codes, "vae", (shape,), way_out).float()
+        shift, scale = self.vae.config.get("shift_factor") or 0, self.vae.config.scaling_factor
+        return (codes - shift) * scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images around [-1, 1]: the samples, or what the `vae` makes of them.

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any, NamedTuple
 
+from diffusers import DiTTransformer2DModel, UNet2DModel
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
@@ -86,6 +87,34 @@ def check_network(network: nn.Module) -> None:
             f"the network must return its in_channels={channels} channels, or twice as many of "
             f"which the second half is a variance, got out_channels={network.config.out_channels}"
         )
+
+
+def check_size(network: nn.Module, size: tuple[int, ...], factor: int) -> None:
+    """Raise a `ValueError` for a height and a width of samples that a network cannot take.
+
+    Args:
+        network: a `UNet2DModel` halves them in every block but the last, a
+            `DiTTransformer2DModel` cuts squares into patches, others take any.
+        size: height and width of samples.
+        factor: pixels of an image for each of them, along a side.
+    """
+    inner = unwrap_module(network)
+    if isinstance(inner, UNet2DModel):
+        multiple = 2 ** (len(inner.config.block_out_channels) - 1)
+        if any(side % multiple for side in size):
+            height, width = (side * factor for side in size)
+            raise ValueError(
+                f"height and width must be multiples of {multiple * factor} pixels, since the "
+                f"U-Net halves samples {len(inner.config.block_out_channels) - 1} times, got "
+                f"{height} and {width}: samples of {tuple(size)}"
+            )
+    elif isinstance(inner, DiTTransformer2DModel):
+        patch = inner.config.patch_size
+        if size[0] != size[1] or size[0] % patch:
+            raise ValueError(
+                f"a transformer takes square images, samples of a multiple of {patch}: got "
+                f"{tuple(size)}"
+            )
 
 
 def check_components(pipe: Any) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fm_diffusers.scheduling.configured import Configured
 from fm_diffusers.scheduling.place import Place, begin, locate, nearest_start
-from fm_diffusers.scheduling.plan import Plan
+from fm_diffusers.scheduling.plan import Plan, backwards
 from fm_diffusers.scheduling.timetable import make_plan
 from fm_diffusers.scheduling.transition import Generators
 
@@ -70,6 +70,22 @@ class Contract(Configured):
             noisy_steps,
         )
         self._begin(None)
+
+    def reverse_timesteps(self) -> float:
+        """Turn the timesteps round, to step by the ODE from data to noise.
+
+        The loop stays the same: the network is asked at `timesteps`, `step` leads towards noise.
+
+        Returns:
+            The factor of the data with which the loop begins: 1, or a little less where the model
+            says nothing at the data itself.
+
+        Raises:
+            ValueError: before `set_timesteps`.
+        """
+        self._plan, factor = backwards(self._planned())
+        self._begin(None)
+        return factor
 
     def set_generator(self, generator: Generators | None) -> None:
         """Draw the noise of an SDE from `generator` wherever `step` is given none.

@@ -18,6 +18,9 @@ from fm_diffusers.scheduling.clock import Clock
 from fm_diffusers.scheduling.rows import Bounds, check_data, rows_of
 from fm_diffusers.solvers import SOLVERS, Solver, Step, memory_size
 
+#: Where the way back begins if the model says nothing at the data: log(0.999/0.001).
+LAST_LOG_SNR = 6.906755
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -147,6 +150,35 @@ def at_noise_level(plan: Plan, level: float) -> Plan:
         )
     solver = replace(plan.solver, diffusion=replace(diffusion, scale=level))
     return replace(plan, solver=solver, steps=steps_through(plan.clock, solver, plan.times))
+
+
+def backwards(plan: Plan) -> tuple[Plan, float]:
+    r"""Return the plan of the ODE from data to noise, through the times of another, and a factor.
+
+    It begins inside where the model does not determine a slope at the data, at the time of
+    :math:`\alpha/(\alpha + \beta) = 0.999`, and the factor is the weight of the data there. A
+    solver that cannot start where there is no noise is replaced by the general one.
+    """
+    clock, solver, times = plan.clock, replace(plan.solver, diffusion=None), plan.times.flip(0)
+    last, factor = times[0], 1.0
+    if not solver.exists(last.item()):
+        last = solver.path.time(torch.tensor(LAST_LOG_SNR, dtype=torch.float64))
+        if not last > times[1]:
+            raise ValueError(
+                f"the way back begins at t = {last.item():.6g}, since a model that predicts "
+                f"{solver.prediction!r} says nothing at the data, but the last step begins at "
+                f"{times[1].item():.6g}: take fewer steps"
+            )
+        factor = (solver.path.alpha(last) / solver.path.alpha(times[0])).item()
+    times = clock.as_fed(torch.cat([last[None], times[1:]]))
+    try:
+        steps = solver.plan(times)
+    except ValueError:
+        kept = ("path", "prediction", "model_path")
+        solver = SOLVERS["predictor_corrector"](**{name: getattr(solver, name) for name in kept})
+        steps = solver.plan(times)
+    fed = clock.to_timestep(evaluation_times(steps)).float()
+    return Plan(clock, solver, tuple(steps), times, fed, plan.bounds, plan.device), factor
 
 
 def evaluation_times(steps: Sequence[Step]) -> Tensor:
