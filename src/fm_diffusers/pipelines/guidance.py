@@ -21,7 +21,8 @@ https://arxiv.org/abs/2408.00760.
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,6 +70,8 @@ GUIDERS = {
     "SkipLayerGuidance": Assumption(hooks=True),
     "SmoothedEnergyGuidance": Assumption(hooks=True),
 }
+#: Predictions that guiders ask for, in the order in which they count them.
+NUMBERS = {"pred_cond": 1, "pred_uncond": 2, "pred_cond_skip": 3, "pred_cond_seg": 3}
 #: Guiders that cannot serve here, and why.
 REFUSED = {
     "MagnitudeAwareGuidance": "its scale falls with the ratio of norms of two predictions, so "
@@ -118,19 +121,57 @@ def check_guider(guider: BaseGuidance, network: nn.Module) -> None:
     """Raise a `ValueError` for a guider that cannot serve, or not with this network."""
     if not assumption(guider).hooks:
         return
-    trial = copy.copy(guider)  # in no interval yet, so that all that it does is tried
-    trial.set_state(None, None, None)
-    for _ in trial.prepare_inputs({"condition": torch.zeros(())}):
+    trial = own_copy(guider)  # in no interval yet, so that all that it does is tried
+    for batch in trial.prepare_inputs({"condition": torch.zeros(())}):
         try:
-            trial.prepare_models(network)
+            with hooked(trial, network, batch.__guidance_identifier__):
+                pass
         except (ValueError, AttributeError) as error:
             raise ValueError(
                 f"{type(guider).__name__} cannot skip these layers of a {type(network).__name__} "
                 f"({error}): a DiTTransformer2DModel has them as transformer_blocks, other "
                 "networks are told by a LayerSkipConfig with fqn, indices and what to skip"
             ) from error
-        finally:
-            trial.cleanup_models(network)
+
+
+def own_copy(guider: BaseGuidance) -> BaseGuidance:
+    """Return a guider in the state of before a loop, whose steps leave the other alone."""
+    own = copy.copy(guider)
+    own.set_state(None, None, None)
+    for name, value in vars(own).items():
+        if name.endswith("_config") and isinstance(value, list):
+            setattr(own, name, [_listed(config) for config in value])
+    return own
+
+
+def _listed(config: Any) -> Any:
+    """Return the configuration of skipped layers with a list of them, as hooks want it.
+
+    Guiders that are told `layers=[7]` hand on the number.
+    """
+    own = copy.copy(config)
+    own.indices = [own.indices] if isinstance(own.indices, int) else own.indices
+    return own
+
+
+@contextmanager
+def hooked(guider: BaseGuidance, network: nn.Module, prediction: str) -> Iterator[None]:
+    """Let a guider make the network worse for one prediction, and restore it afterwards.
+
+    A guider counts which prediction it prepares, but some count wrongly where one is left out, or
+    not at all: so they are told.
+    """
+    number = NUMBERS[prediction]
+    guider._count_prepared = number - 1
+    try:
+        guider.prepare_models(network)
+        if guider._count_prepared < number:
+            guider._count_prepared = number
+            guider.prepare_models(network)
+        yield
+    finally:
+        guider._count_prepared = number
+        guider.cleanup_models(network)
 
 
 @dataclass(frozen=True)
@@ -175,21 +216,16 @@ class Guidance:
         row, guider = assumption(self.guider), self.guider
         told = (condition, null if row.null else condition)
         batches = guider.prepare_inputs({"condition": told})
-        wanted = [told[batch.__guidance_identifier__ == "pred_uncond"] for batch in batches]
-        if row.hooks:
-            outputs = [self._hooked(ask, network, one) for one in wanted]
-        else:
-            outputs = ask(wanted)
+        names = [batch.__guidance_identifier__ for batch in batches]
+        wanted = [told[name == "pred_uncond"] for name in names]
+        outputs = []
+        for name, one in zip(names, wanted, strict=True) if row.hooks else ():
+            with hooked(guider, network, name):
+                outputs += ask([one])
+        outputs = outputs or ask(wanted)
         for batch, output in zip(batches, outputs, strict=True):
             batch.noise_pred = self._converted(self.there, x, output)
         return self._converted(self.back, x, guider(batches).pred)
-
-    def _hooked(self, ask: Ask, network: nn.Module, condition: Tensor | None) -> Tensor:
-        self.guider.prepare_models(network)
-        try:
-            return ask([condition])[0]
-        finally:
-            self.guider.cleanup_models(network)
 
     def _converted(self, weights: tuple | None, x: Tensor, q: Tensor) -> Tensor:
         if weights is None:
@@ -210,7 +246,7 @@ def guidance_of(given: float | BaseGuidance, scheduler: Any) -> "float | Guidanc
     """
     if not isinstance(given, BaseGuidance):
         return given
-    wanted, guider = assumption(given).prediction, copy.copy(given)
+    wanted, guider = assumption(given).prediction, own_copy(given)
     if wanted is None and guider.guidance_rescale:
         wanted = CANONICAL  # standard deviations of predictions, which are not alike
     if wanted is None:

@@ -79,6 +79,13 @@ def why_not_saved(folder: Path) -> str:
 class SavedPipeline(LoraLoader, DiffusionPipeline):
     """A pipeline of diffusers that is saved, loaded and given adapters as ours are."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a component, which is saved although there was none before."""
+        was_missing = vars(self).get(name, value) is None and name in self._optional_components
+        super().__setattr__(name, value)
+        if was_missing and value is not None and self.config[name][0] is None:
+            self.register_modules(**{name: value})
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """Load a pipeline from a folder or from the Hub; arguments are those of diffusers.

@@ -178,7 +178,8 @@ class Operations(LifeCycle):
 
     def asking(self, **conditions: Any) -> Asked:
         """Return what a call asks for, by the pipeline's own guider unless it brings one."""
-        return Asked(**{"guider": self.guider, **conditions})
+        own = conditions.get("guider") or self.guider
+        return Asked(**{**conditions, "guider": own})
 
     def _check_scheduler(self, process: str) -> None:
         """Raise a `ValueError` for a scheduler that has no such process."""
