@@ -27,6 +27,8 @@ from fm_diffusers.pipelines.images import as_pixels
 STRENGTH, STRENGTH_OF_MASKED = 0.8, 1.0
 #: How far a number of steps may be off by rounding, 50 x 0.58 for one.
 ROUNDING = 1e-6
+#: Half of a step between two greys of 8 bits.
+HALF_A_GREY = 0.5 / 255
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Editing:
             count=intervals,
             order=order,
             mask=mask,
-            free=freedom(mask, canvas.scale_factor),
+            free=None if mask is None else freedom(mask, canvas.scale_factor, intervals),
         )
 
 
@@ -136,7 +138,7 @@ class Edit:
         count: number of intervals of the whole run.
         order: evaluations of an interval.
         mask: how free the pixels are, None where all are.
-        free: how free the samples are.
+        free: for how many intervals the samples are free, shape of the mask over the codes.
     """
 
     pixels: Tensor
@@ -169,10 +171,9 @@ class Edit:
         ended = index >= len(scheduler.timesteps)
         if self.free is None or (index % self.order and not ended):
             return latents
-        left = max(self.count - index // self.order, 1) / self.count
+        left = 0 if ended else self.count - index // self.order
         held = self.codes if ended else noised(scheduler, self.codes, self.noise, index)
-        # a mask of 8 bits cannot say one half: 127 of 255 is taken for it
-        is_free = (self.free > 0) & (self.free >= left - 0.5 / 255)
+        is_free = (self.free > left) | (self.free == self.count)
         return torch.where(is_free, latents, held.to(latents.dtype))
 
     def finish(self, images: Tensor) -> Tensor:
@@ -211,9 +212,14 @@ def noised(scheduler: Any, codes: Tensor, noise: Tensor, index: int) -> Tensor:
     return (1 - sigma) * codes + sigma * noise
 
 
-def freedom(mask: Tensor | None, factor: int) -> Tensor | None:
-    """Return how free samples are: as the freest of their `factor` x `factor` pixels."""
-    return mask if mask is None or factor == 1 else F.max_pool2d(mask, factor)
+def freedom(mask: Tensor, factor: int, count: int) -> Tensor:
+    """Return for how many of `count` intervals samples are free: the freest of their pixels.
+
+    A mask of 8 bits cannot say one half: 127 of 255 is taken for it.
+    """
+    freest = mask if factor == 1 else F.max_pool2d(mask, factor)
+    grey = (freest > 0) & (freest < 1)
+    return torch.where(grey, count * (freest + HALF_A_GREY) + ROUNDING, count * freest).floor()
 
 
 def spread(images: Tensor, count: int, repeats: int) -> Tensor:
