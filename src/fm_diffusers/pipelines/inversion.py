@@ -6,24 +6,26 @@ both. The exact inverse of the discrete run solves :math:`\Phi(y) = x`. No solve
 state has it in closed form, since its first step back would need the slope at the state that is
 sought. But :math:`\Psi` is nearly the inverse, so that
 
-.. math:: y_{k+1} = y_k + \Psi(x) - \Psi(\Phi(y_k))
+.. math:: y_{k+1} = y_k + g(y_k), \qquad g(y) = \Psi(x) - \Psi(\Phi(y))
 
-contracts by about the error of one round trip each time, whatever the solver.
+contracts by about the error of one round trip each time, whatever the solver; Anderson's
+acceleration takes the combination of the last iterates whose g is the smallest.
 
 References: Song et al., "Denoising Diffusion Implicit Models", https://arxiv.org/abs/2010.02502
 (the ODE as an encoder); Zhang et al., "Exact Diffusion Inversion via Bi-directional Integration
-Approximation", https://arxiv.org/abs/2307.10829 (inverses that need two states).
+Approximation", https://arxiv.org/abs/2307.10829 (inverses that need two states); Walker, Ni,
+"Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 49 (2011).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-#: Most corrections of an exact inversion.
-CORRECTIONS = 20
+#: Most corrections of an exact inversion, and how many of the last are combined.
+CORRECTIONS, MEMORY = 30, 6
 
 
 @dataclass
@@ -63,20 +65,18 @@ def solved(
     Raises:
         ValueError: if the tolerance is not reached.
     """
-    start = back(x)
-    y, returned = start, forth(start)
-    error, best = rms(returned - x), start
+    y = start = back(x)
+    returned = forth(y)
+    best, error, seen = y, rms(returned - x), []
     for _ in range(0 if tolerance is None else CORRECTIONS):
         if (error <= tolerance).all():
             break
-        y = best + (start - back(returned))
-        found = forth(y)
-        closer = rms(found - x) < error
-        if not closer.any():
-            break
-        keep = closer.reshape(-1, *[1] * (x.ndim - 1))
-        best, returned = torch.where(keep, y, best), torch.where(keep, found, returned)
-        error = rms(returned - x)
+        seen = [*seen, (y, start - back(returned))][-MEMORY:]
+        y = accelerated(seen)
+        returned = forth(y)
+        found = rms(returned - x)
+        closer = (found < error).reshape(-1, *[1] * (x.ndim - 1))
+        best, error = torch.where(closer, y, best), torch.minimum(found, error)
     if tolerance is not None and not (error <= tolerance).all():
         raise ValueError(
             f"the inverse must return within tolerance={tolerance:g}, got a root mean square of "
@@ -84,6 +84,25 @@ def solved(
             "guidance, or a larger tolerance (float32 rounds at about 1e-7)"
         )
     return InversionOutput(best, error)
+
+
+def accelerated(seen: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    r"""Return the next iterate of every sample by Anderson's acceleration.
+
+    .. math:: y + g - (\Delta Y + \Delta G)\, \gamma, \qquad
+              \gamma = \arg\min |g - \Delta G\, \gamma|
+
+    Args:
+        seen: the last iterates y and their :math:`g(y)`, oldest first, shape `(batch, ...)`.
+    """
+    ys, gs = (torch.stack([pair[i].flatten(1) for pair in seen], -1) for i in (0, 1))
+    y, g = ys[..., -1], gs[..., -1]
+    if len(seen) == 1:
+        return (y + g).reshape(seen[-1][0].shape)
+    d_y, d_g = (y[..., None] - ys[..., :-1], g[..., None] - gs[..., :-1])
+    solve = (x.cpu().double() for x in (d_g, g[..., None]))
+    gamma = torch.linalg.lstsq(*solve, driver="gelsd").solution.to(y)
+    return (y + g - ((d_y + d_g) @ gamma)[..., 0]).reshape(seen[-1][0].shape)
 
 
 def between(a: Tensor, b: Tensor, shares: Tensor) -> Tensor:

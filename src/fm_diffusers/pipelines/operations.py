@@ -7,10 +7,8 @@ Conditions are arguments of a call by name (`class_labels`, `prompt`, `negative_
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import ImagePipelineOutput
-from PIL import Image
 from torch import Tensor
 
 from fm_diffusers.pipelines.arguments import NUM_INFERENCE_STEPS, count
@@ -62,6 +60,8 @@ class Operations(LifeCycle):
         self._check_scheduler("inverse")
         x = self.canvas.encode(as_pixels("image", image, self.canvas.channels))
         x = x.to(self._execution_device)
+        if tolerance is not None and x.device.type == "cpu":
+            x = x.double()  # float32 rounds a state too coarsely to solve for it
         asked = matched(self.asking(**conditions), len(x))
         self.check_inputs(asked)
         condition = self.encode_condition(asked)
@@ -198,8 +198,7 @@ class Operations(LifeCycle):
 
     def _noise_of(self, x: Any, steps: int, conditions: dict[str, Any]) -> Tensor:
         """Return noise as it is, and that of an image."""
-        picture = isinstance(x, Image.Image | np.ndarray | list | tuple)
-        if picture or (isinstance(x, Tensor) and bool(((x >= 0) & (x <= 1)).all())):
+        if not isinstance(x, Tensor) or bool(((x >= 0) & (x <= 1)).all()):
             return self.invert(x, steps, **conditions).latents
         return x[None] if isinstance(x, Tensor) and x.ndim == 3 else x
 
