@@ -68,7 +68,9 @@ def density(
     else:
         repeats = num_probes or 1  # a point for every random vector
         pixels = dequantize(integers.repeat_interleave(repeats, 0), generator) / 2 + 0.5
-    x = canvas.encode(pixels).to(pipe._execution_device)
+    with torch.no_grad():
+        x = canvas.encode(pixels).to(pipe._execution_device)
+    x = x.double() if x.device.type == "cpu" else x
     # the network's own path, whichever it is sampled on
     vars(pipe)["scheduler"] = model = GaussianFlowScheduler.from_config(
         pipe.scheduler.config, sampling_path=None, sampling_path_kwargs=None, diffusion=None

@@ -137,9 +137,9 @@ class Operations(LifeCycle):
     def log_likelihood(
         self,
         image: Any,
-        num_probes: int | None = None,
+        num_probes: int | None = 16,
         num_inference_steps: int | None = None,
-        tolerance: float = 1e-5,
+        tolerance: float = 1e-6,
         generator: torch.Generator | None = None,
         **conditions: Any,
     ) -> LogLikelihoodOutput:
@@ -161,8 +161,12 @@ class Operations(LifeCycle):
             ValueError: for a scheduler of diffusers, a path whose noise and data were paired, or
                 what the likelihood cannot do.
         """
-        if num_inference_steps is not None:
-            count("num_inference_steps", num_inference_steps)
+        for name, value in (
+            ("num_probes", num_probes),
+            ("num_inference_steps", num_inference_steps),
+        ):
+            if value is not None:
+                count(name, value)
         self._check_scheduler("density")
         asked = self.asking(**conditions)
         with alone(self) as own:

@@ -96,7 +96,15 @@ def integrate_adaptive(
 
     u = clock.to(x.device)
     # without step_t the last step would pass the end, and be interpolated
-    y = odeint(slope, x / scale[0], u, rtol=rtol, atol=atol, method=method, options={"step_t": u})
+    options = {"rtol": rtol, "atol": atol, "method": method, "options": {"step_t": u}}
+    try:
+        y = odeint(slope, x / scale[0], u, **options)
+    except AssertionError as error:  # "underflow in dt"
+        raise ValueError(
+            f"no step of {method!r} is short enough for rtol={rtol:g} and atol={atol:g} "
+            f"({error}): the field is not finite somewhere, or too stiff; set t_min and t_max "
+            "inside, or integrate() on a grid"
+        ) from error
     return scale[1] * y[1]
 
 
