@@ -14,6 +14,13 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import file_exists
 
 from fm_diffusers.pipelines.lora import LoraLoader
+from fm_diffusers.pipelines.modular_index import (
+    BLOCKS,
+    BLOCKS_FILE,
+    MODULAR_MODULE,
+    modular_index,
+    write_modular,
+)
 
 PIPELINE_FILE, SCHEDULER_FILE = "pipeline_flow_matching", "scheduling_gaussian_flow"
 SCHEDULER_MODULE = "fm_diffusers.scheduler"
@@ -112,6 +119,8 @@ class SavedPipeline(LoraLoader, DiffusionPipeline):
         """Write the index of the pipeline, and beside it the files that the index names."""
         file, index = Path(json_file_path), json.loads(self.to_json_string())
         name, (library, scheduler) = type(self).__name__, index["scheduler"]
+        write_modular(file.parent, modular_index(index))
+        write_shim(file.with_name(f"{BLOCKS_FILE}.py"), MODULAR_MODULE, BLOCKS)
         index["_class_name"] = [PIPELINE_FILE, name]
         write_shim(file.with_name(f"{PIPELINE_FILE}.py"), type(self).__module__, name)
         if library == SCHEDULER_MODULE:
