@@ -75,6 +75,10 @@ TASKS = {
     "z_image image2image": Task("ZImageAutoBlocks", "z_image_img2img"),
     "ltx text2video": Task("LTXAutoBlocks", "ltx"),
     "ltx image2video": Task("LTXAutoBlocks", "ltx_i2v"),
+    "flux text2image": Task("FluxAutoBlocks", "flux"),
+    "flux 2 text2image": Task("Flux2AutoBlocks", "flux2"),
+    "sdxl text2image": Task("StableDiffusionXLAutoBlocks", "sdxl"),
+    "sdxl image2image": Task("StableDiffusionXLAutoBlocks", "sdxl_img2img"),
 }
 
 
@@ -126,12 +130,13 @@ def assert_close(found, expected, rtol):
 
 
 @those()
-def test_euler_draws_what_the_blocks_draw_with_flow_match_euler(name):
+def test_with_the_solver_of_their_scheduler_the_blocks_draw_the_same(name):
     pipe, arguments = modular(name)
-    if solver_of(TASKS[name]) is None:  # Wan's own is UniPC
+    solver = solver_of(TASKS[name])
+    if solver is None:  # Wan's own is UniPC, see below
         pipe.update_components(scheduler=static())
     theirs, pictures = draw(pipe, arguments)
-    ours, same = draw(pipe, arguments, swapped(pipe, solver="euler"))
+    ours, same = draw(pipe, arguments, swapped(pipe, solver=solver or "euler"))
     assert_close(ours, theirs, 1e-5)
     for x, y in zip(flat(same), flat(pictures), strict=True):
         assert abs(np.asarray(x, int) - np.asarray(y, int)).max() <= 1
