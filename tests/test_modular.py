@@ -1,6 +1,7 @@
 """The blocks draw what the pipeline draws, bit for bit, and diffusers' own tools load them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from diffusers import (
     ModularPipeline,
     ModularPipelineBlocks,
 )
-from test_pipeline import CLASSES, STEPS, assert_same, generators, make_pipe
+from test_pipeline import CLASSES, STEPS, assert_same, generators, make_pipe, make_unet
 from test_pipeline_latent import SCALES
 from test_pipeline_latent import make_pipe as make_latent_pipe
 from test_pipeline_text import make_text_pipe
@@ -27,6 +28,7 @@ from fm_diffusers import (
     FlowMatchingPipeline,
     GaussianFlowScheduler,
 )
+from fm_diffusers.training.finished import clear
 
 diffusers.utils.logging.set_verbosity_error()
 
@@ -221,6 +223,39 @@ def test_folders_that_were_saved_without_blocks_are_loaded_too(way, saved):
     assert_same(draw(loaded(way(folder)), **LABELS), draw(pipe, **LABELS))
 
 
+def test_diffusers_own_class_loads_no_folder_that_was_saved_without_blocks(saved):
+    _, folder = saved
+    for file in Path(folder).glob("modular_*"):
+        file.unlink()
+    with pytest.raises(TypeError):  # it looks for the class among its own by a string
+        as_a_modular_pipeline(str(folder))
+
+
+def test_the_pipeline_says_what_a_folder_of_blocks_is(saved, tmp_path):
+    _, folder = saved
+    loaded(as_ours(folder)).save_pretrained(tmp_path / "blocks")
+    with pytest.raises(ValueError, match="FlowMatchingModularPipeline.from_pretrained takes it"):
+        FlowMatchingPipeline.from_pretrained(tmp_path / "blocks")
+
+
+def test_a_finished_run_is_cleared_with_its_blocks(saved):
+    _, folder = saved
+    clear(folder)
+    assert not [*Path(folder).iterdir()]
+
+
+def test_the_document_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    FlowMatchingPipeline(make_unet(11), GaussianFlowScheduler(), 10).save_pretrained(
+        "outputs/demo"
+    )
+    text = (Path(__file__).parents[1] / "docs/modular.md").read_text()
+    blocks, names = re.findall(r"```python\n(.*?)```", text, flags=re.S), {}
+    assert len(blocks) == 5
+    for block in blocks:
+        exec(compile(block, "modular.md", "exec"), names)
+
+
 def test_a_pipeline_of_the_components_is_the_pipeline(saved):
     pipe, folder = saved
     found = loaded(as_ours(folder))
@@ -253,8 +288,9 @@ def test_components_are_loaded_in_the_precision_that_is_asked_for(saved):
     found = as_ours(folder)
     found.load_components(dtype=torch.bfloat16)
     assert found.transformer.dtype == torch.bfloat16
-    with pytest.raises(ValueError, match="torch_dtype.*load_components"):
-        FlowMatchingModularPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    for cls in (ModularPipeline, FlowMatchingModularPipeline):
+        with pytest.raises(ValueError, match="dtype.*load_components"):
+            cls.from_pretrained(str(folder), trust_remote_code=True, dtype=torch.bfloat16)
 
 
 def test_components_are_shared_by_a_manager(saved):

@@ -86,6 +86,14 @@ def test_any_sequence_of_our_blocks_makes_our_pipeline(tmp_path):
     assert_same(draw(made, **LABELS), draw(pipe, **LABELS))
 
 
+def test_the_blocks_that_run_are_a_pipeline_of_their_own():
+    pipe = make_pipe(diffusion="memoryless")
+    flat = FlowMatchingBlocks().get_execution_blocks(class_labels=[0])
+    assert {*flat.sub_blocks} > {"condition", "denoise.set_timesteps", "denoise.denoise"}
+    assert "denoise.set_timesteps" in repr(flat)
+    assert torch.equal(draw(with_blocks(pipe, flat), **LABELS), draw(pipe, **LABELS))
+
+
 def test_prompts_are_encoded_in_a_pipeline_of_their_own(tmp_path):
     pipe = make_text_pipe(autoencoder=True)
     pipe.save_pretrained(tmp_path)
@@ -150,8 +158,9 @@ def test_the_guider_says_how_much_is_guided():
     made.update_components(guider=original)
     assert torch.equal(draw(made, **LABELS), expected)
     assert torch.equal(draw(made, **LABELS, guidance_scale=2.5), expected)
-    made.update_components(guider=ClassifierFreeGuidance(2.5, enabled=False))
+    made.update_components(guider=ClassifierFreeGuidance(1.5, enabled=False))
     assert torch.equal(draw(made, **LABELS), draw(pipe, **LABELS))
+    assert torch.equal(draw(made, **LABELS, guidance_scale=2.5), expected)
 
 
 @pytest.mark.parametrize("interval", [(0.0, 0.5), (0.5, 1.0), (0.25, 0.75)])

@@ -137,6 +137,11 @@ class FlowMatchingModularPipeline(LoraLoader, ModularPipeline):
         config_dict: dict[str, Any] | None = None,
         **where: Any,
     ) -> None:
+        if unknown := sorted(set(where) - WHERE):
+            raise ValueError(
+                f"a modular pipeline is made without {unknown}: where to look is said by "
+                f"{', '.join(sorted(WHERE))}; dtype and variant go to load_components"
+            )
         source = pretrained_model_name_or_path
         source = None if source is None else str(source)
         if source is not None and modular_config_dict is None and config_dict is None:
@@ -173,11 +178,6 @@ class FlowMatchingModularPipeline(LoraLoader, ModularPipeline):
         Raises:
             ValueError: for other arguments, or blocks of the repository's own without trust.
         """
-        if unknown := sorted(set(where) - WHERE):
-            raise ValueError(
-                f"from_pretrained has no arguments {unknown}: where to look is said by "
-                f"{', '.join(sorted(WHERE))}; dtype and variant go to load_components"
-            )
         source = str(pretrained_model_name_or_path)
         options = (components_manager, collection, workflow)
         try:

@@ -53,6 +53,8 @@ def write_shim(file: Path, module: str, name: str) -> None:
 OTHER_FOLDERS = {
     "pytorch_lora_weights.safetensors": "it holds adapters: load_lora_weights takes them into "
     "the pipeline that they were trained for",
+    "modular_model_index.json": "it is a modular pipeline, whose components may lie elsewhere: "
+    "FlowMatchingModularPipeline.from_pretrained takes it",
     "scheduler_config.json": "it is the scheduler of one: pass the folder above",
     "config.json": "it is one model of one: pass the folder above",
     "tokenizer_config.json": "it is the tokenizer of one: pass the folder above",

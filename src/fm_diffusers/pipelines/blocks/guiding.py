@@ -1,7 +1,7 @@
 r"""The guider of a modular pipeline: how much of the condition a step takes.
 
-`guidance_scale` of a call is the short form; without it the component `guider` says how much, and
-from which step to which.
+`guidance_scale` of a call is the short form; without it the component `guider` says how much. From
+which step to which is the guider's to say.
 """
 
 import copy
@@ -28,6 +28,7 @@ def guider_of(components: Any, guidance_scale: float | None) -> BaseGuidance:
     if guidance_scale is not None:
         scale = number("guidance_scale", guidance_scale, "1 is no guidance")
         guider.guidance_scale = scale - guider.use_original_formulation
+        guider.enable()
     return guider
 
 
