@@ -5,7 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 import diffusers
 import pytest
 import torch
-from diffusers import ClassifierFreeGuidance, ModularPipelineBlocks, SequentialPipelineBlocks
+from diffusers import (
+    ClassifierFreeGuidance,
+    ModularPipeline,
+    ModularPipelineBlocks,
+    SequentialPipelineBlocks,
+)
 from diffusers.modular_pipelines import InputParam
 from peft import LoraConfig
 from test_modular import GUIDED, LABELS, PROMPTS, draw, loaded, modular
@@ -266,6 +271,33 @@ def test_blocks_and_guiders_that_are_not_saved_are_named(tmp_path):
     made.update_components(guider=ClassifierFreeGuidance(3.0))
     with pytest.warns(UserWarning, match="denoise.denoise.halved.*guider"):
         made.save_pretrained(tmp_path / "pipe")
+
+
+def test_blocks_of_a_class_of_their_own_are_kept(tmp_path, monkeypatch):
+    code = """
+from fm_diffusers import FlowMatchingBlocks
+from fm_diffusers.pipelines.blocks.steps import ConditionStep
+from fm_diffusers.pipelines.blocks.loop import DenoiseStep
+
+class Undecoded(FlowMatchingBlocks):
+    block_classes = [ConditionStep, DenoiseStep]
+    block_names = ["condition", "denoise"]
+"""
+    (tmp_path / "undecoded.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    from undecoded import Undecoded
+
+    folder = f"{tmp_path}/"  # also with a slash
+    made = with_blocks(make_pipe(), Undecoded())
+    Undecoded().save_pretrained(folder)
+    with pytest.warns(UserWarning, match="blocks.*decode"):
+        made.save_pretrained(folder)
+    assert str(tmp_path) not in (tmp_path / "modular_model_index.json").read_text()
+    again = loaded(ModularPipeline.from_pretrained(folder, trust_remote_code=True))
+    assert [*again.blocks.sub_blocks] == ["condition", "denoise"]
+    asked = {"class_labels": [0, 2], "num_inference_steps": 2, "output": "latents"}
+    first, second = (p(**asked, generator=generators(0)[0]) for p in (made, again))
+    assert_same(first, second)
 
 
 def test_predictions_that_are_not_finite_warn():

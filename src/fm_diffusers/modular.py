@@ -39,16 +39,14 @@ from fm_diffusers.pipelines.blocks.base import MODEL_NAME, outputs
 from fm_diffusers.pipelines.blocks.loop import DenoiseStep
 from fm_diffusers.pipelines.blocks.parts import OWN
 from fm_diffusers.pipelines.blocks.steps import ConditionStep, DecodeStep
-from fm_diffusers.pipelines.hub import SCHEDULER_FILE, SCHEDULER_MODULE, write_shim
+from fm_diffusers.pipelines.hub import SCHEDULER_FILE, SCHEDULER_MODULE, write_blocks
 from fm_diffusers.pipelines.lora import LoraLoader
 from fm_diffusers.pipelines.modular_index import (
     AUTO_MAP,
     BLOCKS,
-    BLOCKS_FILE,
-    MODULAR_MODULE,
     modular_index,
     resolved,
-    write_modular,
+    write_json,
 )
 
 
@@ -82,16 +80,23 @@ class FlowMatchingBlocks(SequentialPipelineBlocks):
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save which blocks these are, for `ModularPipelineBlocks.from_pretrained`.
 
+        A class of one's own is saved by its name: its file is to be copied there.
+
         Raises:
-            ValueError: for other blocks than those of the class, which would be lost.
+            ValueError: for other blocks than those of this class, which would be lost.
         """
-        if changed := changed_blocks(self):
+        if type(self) is not FlowMatchingBlocks:
+            file = type(self).__module__.rsplit(".", 1)[-1]
+            auto_map = {name: f"{file}.{type(self).__name__}" for name in AUTO_MAP}
+        elif changed := changed_blocks(self):
             raise ValueError(
                 f"the blocks at {changed} are not those of {BLOCKS} and would be lost: save a "
                 "class of your own, whose block_classes has them, with its file"
             )
-        self.register_to_config(auto_map=AUTO_MAP)
-        write_shim(Path(save_directory, f"{BLOCKS_FILE}.py"), MODULAR_MODULE, BLOCKS)
+        else:
+            auto_map = AUTO_MAP
+            write_blocks(Path(save_directory))
+        self.register_to_config(auto_map=auto_map)
         self.save_config(str(save_directory), **kwargs)
 
 
@@ -108,8 +113,7 @@ def changed_blocks(blocks: ModularPipelineBlocks) -> list[str]:
     ours, theirs = tree(FlowMatchingBlocks()), tree(blocks)
     if ours == theirs:
         return []
-    differing = [place for place, _ in {*ours} ^ {*theirs}]
-    return sorted({*differing}) or ["their order"]
+    return sorted({place or "blocks" for place, _ in {*ours} ^ {*theirs}}) or ["their order"]
 
 
 #: Arguments that say where a saved pipeline lies.
@@ -196,26 +200,28 @@ class FlowMatchingModularPipeline(LoraLoader, ModularPipeline):
         """
         if lost := changed_blocks(self._blocks) + self._changed_components():
             warnings.warn(
-                f"a modular pipeline is saved without its blocks and guiders: set {lost} again "
-                "after from_pretrained",
+                f"a modular pipeline is saved without its blocks and guiders: make it of {lost} "
+                f"again by blocks.init_pipeline({str(save_directory)!r}) and update_components",
                 UserWarning,
                 stacklevel=2,
             )
-        super().save_pretrained(str(save_directory), **{"overwrite_modular_index": True} | kwargs)
+        options = {"overwrite_modular_index": True} | kwargs
+        super().save_pretrained(str(Path(save_directory)), **options)
 
     def _changed_components(self) -> list[str]:
         kept = [name for name in OWN if getattr(self, name, None) is not None]
         return [name for name in kept if not _is_usual(getattr(self, name), *OWN[name])]
 
     def to_json_file(self, json_file_path: str | Path) -> None:
-        """Write the index of the pipeline, and beside it what `ModularPipeline` needs."""
-        folder, index = Path(json_file_path).parent, json.loads(self.to_json_string())
+        """Write the index of the pipeline, and beside it which blocks it is made of if ours."""
+        file, index = Path(json_file_path), json.loads(self.to_json_string())
         for value in index.values():
             where = value[2] if isinstance(value, list) and len(value) == 3 else {}
-            if where.get("pretrained_model_name_or_path") == str(folder):
+            if where.get("pretrained_model_name_or_path") == str(file.parent):
                 where["pretrained_model_name_or_path"] = None
-        write_shim(folder / f"{BLOCKS_FILE}.py", MODULAR_MODULE, BLOCKS)
-        write_modular(folder, index)
+        write_json(file, index)
+        if not changed_blocks(self._blocks):
+            write_blocks(file.parent)
 
 
 def _is_usual(component: Any, cls: type, config: dict[str, Any]) -> bool:

@@ -15,11 +15,14 @@ from huggingface_hub import file_exists
 
 from fm_diffusers.pipelines.lora import LoraLoader
 from fm_diffusers.pipelines.modular_index import (
+    AUTO_MAP,
     BLOCKS,
     BLOCKS_FILE,
+    CONFIG_FILE,
+    INDEX_FILE,
     MODULAR_MODULE,
     modular_index,
-    write_modular,
+    write_json,
 )
 
 PIPELINE_FILE, SCHEDULER_FILE = "pipeline_flow_matching", "scheduling_gaussian_flow"
@@ -47,6 +50,12 @@ def write_shim(file: Path, module: str, name: str) -> None:
     """Write a file that stands for a class of an installed package."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(SHIM.format(package=module.split(".")[0], module=module, name=name))
+
+
+def write_blocks(folder: Path) -> None:
+    """Write which blocks a modular pipeline of a folder is made of: ours."""
+    write_shim(folder / f"{BLOCKS_FILE}.py", MODULAR_MODULE, BLOCKS)
+    write_json(folder / CONFIG_FILE, {"_class_name": BLOCKS, "auto_map": AUTO_MAP})
 
 
 #: Files that tell what a folder without a saved pipeline is, and the way from there.
@@ -121,8 +130,8 @@ class SavedPipeline(LoraLoader, DiffusionPipeline):
         """Write the index of the pipeline, and beside it the files that the index names."""
         file, index = Path(json_file_path), json.loads(self.to_json_string())
         name, (library, scheduler) = type(self).__name__, index["scheduler"]
-        write_modular(file.parent, modular_index(index))
-        write_shim(file.with_name(f"{BLOCKS_FILE}.py"), MODULAR_MODULE, BLOCKS)
+        write_json(file.with_name(INDEX_FILE), modular_index(index))
+        write_blocks(file.parent)
         index["_class_name"] = [PIPELINE_FILE, name]
         write_shim(file.with_name(f"{PIPELINE_FILE}.py"), type(self).__module__, name)
         if library == SCHEDULER_MODULE:

@@ -14,17 +14,13 @@ from typing import Any
 MODULAR_MODULE, BLOCKS = "fm_diffusers.modular", "FlowMatchingBlocks"
 PIPELINE = "FlowMatchingModularPipeline"
 BLOCKS_FILE = "modular_flow_matching"
+INDEX_FILE, CONFIG_FILE = "modular_model_index.json", "modular_config.json"
 AUTO_MAP = {"ModularPipelineBlocks": f"{BLOCKS_FILE}.{BLOCKS}"}
 
 
-def write_modular(folder: Path, index: dict[str, Any]) -> None:
-    """Write which blocks a folder is for, and where they find their components."""
-    written = {
-        "modular_config.json": {"_class_name": BLOCKS, "auto_map": AUTO_MAP},
-        "modular_model_index.json": index,
-    }
-    for name, value in written.items():
-        Path(folder, name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    """Write a dictionary as diffusers does."""
+    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def modular_index(index: dict[str, Any]) -> dict[str, Any]:
