@@ -209,7 +209,8 @@ class FlowMatchingModularPipeline(LoraLoader, ModularPipeline):
         super().save_pretrained(str(Path(save_directory)), **options)
 
     def _changed_components(self) -> list[str]:
-        kept = [name for name in OWN if getattr(self, name, None) is not None]
+        left_out = {*OWN} & {*self.config_component_names}
+        kept = [name for name in sorted(left_out) if getattr(self, name, None) is not None]
         return [name for name in kept if not _is_usual(getattr(self, name), *OWN[name])]
 
     def to_json_file(self, json_file_path: str | Path) -> None:
