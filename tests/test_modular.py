@@ -67,7 +67,7 @@ CONFIGS = {
 def modular(pipe, manager=None):
     """Return the modular pipeline of a pipeline's components."""
     made = FlowMatchingBlocks().init_pipeline(components_manager=manager)
-    made.update_components(**pipe.components, null_label=pipe.config.null_label)
+    made.update_components(**{**pipe.components, "null_label": pipe.config.null_label})
     made.set_progress_bar_config(disable=True)
     return made
 

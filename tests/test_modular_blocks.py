@@ -52,7 +52,7 @@ class Reversed(ModularPipelineBlocks):
 
 def with_blocks(pipe, blocks):
     made = blocks.init_pipeline()
-    made.update_components(**pipe.components, null_label=pipe.config.null_label)
+    made.update_components(**{**pipe.components, "null_label": pipe.config.null_label})
     made.set_progress_bar_config(disable=True)
     return made
 
