@@ -92,6 +92,25 @@ def load_as_a_diffusion_pipeline():
     return {"refused": refused, "images": draw(pipe)}
 
 
+def draw_with_blocks(pipe):
+    import torch
+
+    pipe.load_components()
+    asked = {"class_labels": [0, 2], "num_inference_steps": 3, "output_type": "pt"}
+    generator = torch.Generator().manual_seed(1)
+    return pipe(**asked, generator=generator, output="images").flatten().tolist()
+
+
+def load_as_blocks_and_push_these():
+    from diffusers import ModularPipeline
+
+    pipe = ModularPipeline.from_pretrained("user/flow", trust_remote_code=True)
+    images = draw_with_blocks(pipe)
+    pipe.push_to_hub("user/blocks")
+    again = ModularPipeline.from_pretrained("user/blocks", trust_remote_code=True)
+    return [images, draw_with_blocks(again)]
+
+
 def load_with_diffusers_own_scheduler():
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -118,6 +137,9 @@ def test_a_pushed_pipeline_loads_without_trust_flags_and_draws_the_same(hub):
     assert set(repo.files) == {
         "README.md",
         "model_index.json",
+        "modular_config.json",
+        "modular_flow_matching.py",
+        "modular_model_index.json",
         "pipeline_flow_matching.py",
         "scheduler/scheduler_config.json",
         "scheduler/scheduling_gaussian_flow.py",
@@ -139,6 +161,7 @@ def test_a_pushed_pipeline_loads_without_trust_flags_and_draws_the_same(hub):
     assert len(hub.requests) == requests
     trusted = {"refused": True, "images": pushed["images"]}
     assert run(load_as_a_diffusion_pipeline, hub.env) == trusted
+    assert run(load_as_blocks_and_push_these, hub.env) == [pushed["images"]] * 2
     assert run(load_with_diffusers_own_scheduler, hub.env) == "FlowMatchEulerDiscreteScheduler"
     assert run(save_and_load_a_folder, hub.env) == pushed["images"]
 
@@ -250,6 +273,9 @@ def test_the_script_trains_on_the_hub_and_pushes_what_belongs_there(hub, tmp_pat
     assert set(repo.files) == {
         "README.md",
         "model_index.json",
+        "modular_config.json",
+        "modular_flow_matching.py",
+        "modular_model_index.json",
         "pipeline_flow_matching.py",
         "samples.png",
         "scheduler/scheduler_config.json",

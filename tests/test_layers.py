@@ -18,7 +18,7 @@ FLOORS = [
     {"scheduling"},
     {"scheduler"},
     {"adapters", "calibration", "flow_prediction", "pipelines", "rl"},
-    {"pipeline"},
+    {"modular", "pipeline"},
     {"evaluation", "training"},
 ]
 

@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from fm_diffusers.couplings import COUPLINGS
 from fm_diffusers.diffusions import DIFFUSIONS, Diffusion
 from fm_diffusers.grids import GRIDS
+from fm_diffusers.modular import FlowMatchingBlocks, FlowMatchingModularPipeline
 from fm_diffusers.objectives import TIME_SAMPLERS
 from fm_diffusers.paths import PATHS, Coefficients, GaussianPath
 from fm_diffusers.pipeline import FlowMatchingPipeline
@@ -20,6 +21,8 @@ __all__ = [
     "Convention",
     "DIFFUSIONS",
     "Diffusion",
+    "FlowMatchingBlocks",
+    "FlowMatchingModularPipeline",
     "FlowMatchingPipeline",
     "GRIDS",
     "GaussianFlowScheduler",

@@ -14,6 +14,16 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import file_exists
 
 from fm_diffusers.pipelines.lora import LoraLoader
+from fm_diffusers.pipelines.modular_index import (
+    AUTO_MAP,
+    BLOCKS,
+    BLOCKS_FILE,
+    CONFIG_FILE,
+    INDEX_FILE,
+    MODULAR_MODULE,
+    modular_index,
+    write_json,
+)
 
 PIPELINE_FILE, SCHEDULER_FILE = "pipeline_flow_matching", "scheduling_gaussian_flow"
 SCHEDULER_MODULE = "fm_diffusers.scheduler"
@@ -42,10 +52,18 @@ def write_shim(file: Path, module: str, name: str) -> None:
     file.write_text(SHIM.format(package=module.split(".")[0], module=module, name=name))
 
 
+def write_blocks(folder: Path) -> None:
+    """Write which blocks a modular pipeline of a folder is made of: ours."""
+    write_shim(folder / f"{BLOCKS_FILE}.py", MODULAR_MODULE, BLOCKS)
+    write_json(folder / CONFIG_FILE, {"_class_name": BLOCKS, "auto_map": AUTO_MAP})
+
+
 #: Files that tell what a folder without a saved pipeline is, and the way from there.
 OTHER_FOLDERS = {
     "pytorch_lora_weights.safetensors": "it holds adapters: load_lora_weights takes them into "
     "the pipeline that they were trained for",
+    "modular_model_index.json": "it is a modular pipeline, whose components may lie elsewhere: "
+    "FlowMatchingModularPipeline.from_pretrained takes it",
     "scheduler_config.json": "it is the scheduler of one: pass the folder above",
     "config.json": "it is one model of one: pass the folder above",
     "tokenizer_config.json": "it is the tokenizer of one: pass the folder above",
@@ -119,6 +137,8 @@ class SavedPipeline(LoraLoader, DiffusionPipeline):
         """Write the index of the pipeline, and beside it the files that the index names."""
         file, index = Path(json_file_path), json.loads(self.to_json_string())
         name, (library, scheduler) = type(self).__name__, index["scheduler"]
+        write_json(file.with_name(INDEX_FILE), modular_index(index))
+        write_blocks(file.parent)
         index["_class_name"] = [PIPELINE_FILE, name]
         write_shim(file.with_name(f"{PIPELINE_FILE}.py"), type(self).__module__, name)
         if library == SCHEDULER_MODULE:

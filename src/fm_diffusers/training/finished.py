@@ -20,7 +20,8 @@ RECORD = "training.json"
 #: What is written beside the weights, and the part of a pipeline that is no component.
 BESIDE = re.compile(
     r"README\.md|training\.json|evaluation\.(json|png)|samples(-\d+)?\.png|reconstructions\.png|"
-    r"pipeline_flow_matching\.py|diffusion_pytorch_model.*"
+    r"(pipeline|modular)_flow_matching\.py|modular_(config|model_index)\.json|"
+    r"diffusion_pytorch_model.*"
 )
 
 

@@ -1,0 +1,170 @@
+"""The loop of a modular pipeline: three blocks a step, between which others can stand."""
+
+import inspect
+from typing import Any
+
+import torch
+from diffusers.modular_pipelines import (
+    BlockState,
+    InputParam,
+    LoopSequentialPipelineBlocks,
+    OutputParam,
+    PipelineState,
+    SequentialPipelineBlocks,
+)
+
+from fm_diffusers.pipelines.blocks.base import MODEL_NAME, Block, inputs, outputs
+from fm_diffusers.pipelines.blocks.guiding import guider_of, weight_of
+from fm_diffusers.pipelines.blocks.parts import Parts
+from fm_diffusers.pipelines.blocks.steps import PrepareLatentsStep, SetTimestepsStep
+from fm_diffusers.pipelines.denoising import alone, predict
+from fm_diffusers.pipelines.networks import check_components
+from fm_diffusers.pipelines.outputs import is_finite, warn_unless_finite
+
+
+class LoopBeforeDenoiser(Block):
+    """Asks the guider how much a step is guided."""
+
+    says = "At every step: asks the guider how much the step is guided (guidance)."
+    components = ("guider",)
+    takes = ("guidance_scale",)
+
+    @torch.no_grad()
+    def __call__(
+        self, components: Any, block_state: BlockState, i: int, t: torch.Tensor
+    ) -> tuple[Any, BlockState]:
+        """Run the block."""
+        guider = guider_of(components, block_state.guidance_scale)
+        guider.set_state(i, len(block_state.timesteps), t)
+        block_state.guidance = weight_of(guider)
+        return components, block_state
+
+
+class LoopDenoiser(Block):
+    """Asks the network."""
+
+    says = "At every step: asks the network, and guides what it predicts (noise_pred)."
+    components = ("unet", "transformer", "scheduler")
+    takes = ("condition",)
+    requires = ("latents",)
+
+    @torch.no_grad()
+    def __call__(
+        self, components: Any, block_state: BlockState, i: int, t: torch.Tensor
+    ) -> tuple[Any, BlockState]:
+        """Run the block."""
+        latents, guidance = block_state.latents, block_state.guidance
+        condition = told(block_state.condition, len(latents), guidance)
+        asked = (components.scheduler, latents, t, condition, guidance)
+        block_state.noise_pred = predict(Parts.of(components).network, *asked)
+        return components, block_state
+
+
+def told(condition: torch.Tensor | None, count: int, guidance: float) -> torch.Tensor | None:
+    """Return the condition of a step, without its null half where the step is not guided.
+
+    Raises:
+        ValueError: for a condition that was made for another guidance, or other images.
+    """
+    found = 0 if condition is None else len(condition)
+    if guidance == 1 and found in (0, count):
+        return condition
+    if found != 2 * count:
+        raise ValueError(
+            f"{count} samples at guidance {guidance:g} need as many conditions, and as many null "
+            f"ones before them where it is not 1, got {found}: pass the guidance_scale of the "
+            "loop to the block that makes the condition too"
+        )
+    return condition[count:] if guidance == 1 else condition
+
+
+class LoopAfterDenoiser(Block):
+    """Takes the scheduler's step."""
+
+    says = "At every step: takes the scheduler's step (latents)."
+    components = ("scheduler",)
+    takes = ("generator",)
+    requires = ("latents",)
+    gives = ("latents",)
+
+    @torch.no_grad()
+    def __call__(
+        self, components: Any, block_state: BlockState, i: int, t: torch.Tensor
+    ) -> tuple[Any, BlockState]:
+        """Run the block."""
+        step = components.scheduler.step
+        takes_noise = "generator" in inspect.signature(step).parameters
+        noise = {"generator": block_state.generator} if takes_noise else {}
+        found = step(block_state.noise_pred, t, block_state.latents, return_dict=False, **noise)
+        block_state.latents = found[0]
+        return components, block_state
+
+
+class DenoiseLoop(LoopSequentialPipelineBlocks):
+    """Goes through all timesteps."""
+
+    model_name = MODEL_NAME
+    block_classes = [LoopBeforeDenoiser, LoopDenoiser, LoopAfterDenoiser]
+    block_names = ["before_denoiser", "denoiser", "after_denoiser"]
+
+    @property
+    def description(self) -> str:
+        """What the block does."""
+        return (
+            "Goes through all timesteps, and at each through its sub-blocks, which are called "
+            "with (components, block_state, i=index, t=timestep)."
+        )
+
+    @property
+    def loop_inputs(self) -> list[InputParam]:
+        """What the loop itself reads."""
+        return inputs((), ("timesteps",))
+
+    @torch.no_grad()
+    def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
+        """Run the loop."""
+        block_state, finite = self.get_block_state(state), []
+        timesteps = block_state.timesteps
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for i, t in enumerate(timesteps):
+                components, block_state = self.loop_step(components, block_state, i=i, t=t)
+                finite.append(is_finite(block_state.noise_pred))
+                progress_bar.update()
+        warn_unless_finite(finite, timesteps, block_state.latents)
+        self.set_block_state(state, block_state)
+        return components, state
+
+
+class DenoiseStep(SequentialPipelineBlocks):
+    """From the condition to samples: timesteps, noise and the loop.
+
+    As in `FlowMatchingPipeline`, calls may run in several threads: each steps its own scheduler.
+    """
+
+    model_name = MODEL_NAME
+    block_classes = [SetTimestepsStep, PrepareLatentsStep, DenoiseLoop]
+    block_names = ["set_timesteps", "prepare_latents", "denoise"]
+
+    @property
+    def description(self) -> str:
+        """What the block does."""
+        return "From the condition to samples: timesteps, noise and the loop."
+
+    @property
+    def outputs(self) -> list[OutputParam]:
+        """What comes out."""
+        return outputs(("latents",))
+
+    def set_progress_bar_config(self, **kwargs: Any) -> None:
+        """Hand options of tqdm to the loop, which diffusers does not look for this deep."""
+        for block in self.sub_blocks.values():
+            if hasattr(block, "set_progress_bar_config"):
+                block.set_progress_bar_config(**kwargs)
+
+    @torch.no_grad()
+    def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
+        """Run the blocks."""
+        check_components(Parts.of(components))
+        with alone(components) as own:
+            super().__call__(own, state)
+        return components, state
