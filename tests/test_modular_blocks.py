@@ -1,5 +1,6 @@
 """Blocks of one's own stand between ours; what cannot be drawn or saved is refused by name."""
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import diffusers
@@ -11,6 +12,7 @@ from diffusers import (
     ModularPipelineBlocks,
     SequentialPipelineBlocks,
 )
+from diffusers.guiders.magnitude_aware_guidance import MagnitudeAwareGuidance
 from diffusers.modular_pipelines import InputParam
 from peft import LoraConfig
 from test_modular import GUIDED, LABELS, PROMPTS, draw, loaded, modular
@@ -129,7 +131,8 @@ def test_the_documentation_names_what_the_blocks_need_and_are_told():
         assert word in blocks.doc
     named = {i.name for i in blocks.inputs}
     called = {*FlowMatchingPipeline.__call__.__annotations__} - {"return", "return_dict"}
-    assert named == {n for n in called if not n.startswith("callback")}
+    component, editing = {"guider"}, {"image", "strength", "mask_image"}  # of the pipeline alone
+    assert named == {n for n in called if not n.startswith("callback")} - component - editing
     assert blocks.output_names == ["images"]
 
 
@@ -152,36 +155,45 @@ def test_calls_may_run_in_threads():
 # --- components ----------------------------------------------------------------------------------
 
 
-def test_the_guider_says_how_much_is_guided():
+GUIDERS = {
+    "cfg": lambda: ClassifierFreeGuidance(2.5),
+    "original": lambda: ClassifierFreeGuidance(1.5, use_original_formulation=True),
+    "early": lambda: ClassifierFreeGuidance(2.5, stop=0.5),
+    "between": lambda: ClassifierFreeGuidance(2.5, start=0.25, stop=0.75),
+    "disabled": lambda: ClassifierFreeGuidance(2.5, enabled=False),
+    "rescaled": lambda: ClassifierFreeGuidance(2.5, guidance_rescale=0.5),
+    "zero star": lambda: diffusers.ClassifierFreeZeroStarGuidance(2.5),
+    "projected": lambda: diffusers.AdaptiveProjectedGuidance(
+        2.5, adaptive_projected_guidance_momentum=-0.5
+    ),
+    "tangential": lambda: diffusers.TangentialClassifierFreeGuidance(2.5),
+}
+
+
+@pytest.mark.parametrize("name", GUIDERS)
+def test_the_guider_guides_as_it_guides_the_pipeline(name):
+    pipe = make_pipe(path="cosine")
+    made = modular(pipe)
+    made.update_components(guider=GUIDERS[name]())
+    expected = draw(pipe, **LABELS, guider=GUIDERS[name]())
+    for _ in range(2):  # a loop leaves no trace in it
+        assert torch.equal(draw(made, **LABELS), expected)
+    scaled = draw(made, **LABELS, guidance_scale=3.0)
+    assert torch.equal(scaled, draw(pipe, **LABELS, guidance_scale=3.0))
+
+
+def test_the_guider_that_a_pipeline_is_saved_with_is_loaded(tmp_path):
     pipe = make_pipe()
-    made = modular(pipe)
-    expected = draw(pipe, **LABELS, guidance_scale=2.5)
-    made.update_components(guider=ClassifierFreeGuidance(2.5))
-    assert torch.equal(draw(made, **LABELS), expected)
-    assert torch.equal(draw(made, **LABELS, guidance_scale=1.0), draw(pipe, **LABELS))
-    original = ClassifierFreeGuidance(1.5, use_original_formulation=True)
-    made.update_components(guider=original)
-    assert torch.equal(draw(made, **LABELS), expected)
-    assert torch.equal(draw(made, **LABELS, guidance_scale=2.5), expected)
-    made.update_components(guider=ClassifierFreeGuidance(1.5, enabled=False))
-    assert torch.equal(draw(made, **LABELS), draw(pipe, **LABELS))
-    assert torch.equal(draw(made, **LABELS, guidance_scale=2.5), expected)
-
-
-@pytest.mark.parametrize("interval", [(0.0, 0.5), (0.5, 1.0), (0.25, 0.75)])
-def test_the_guider_guides_in_its_interval(interval):
-    pipe, made = make_pipe(solver="ddim"), None
-    made = modular(pipe)
-    made.update_components(guider=ClassifierFreeGuidance(2.5, start=interval[0], stop=interval[1]))
-    predict, step = pipe.predict, iter(range(STEPS))
-
-    def guided_inside(latents, t, condition, guidance_scale):
-        if not interval[0] * STEPS <= next(step) < interval[1] * STEPS:
-            condition, guidance_scale = condition[len(latents) :], 1.0
-        return predict(latents, t, condition, guidance_scale)
-
-    pipe.predict = guided_inside
-    assert torch.equal(draw(made, **LABELS), draw(pipe, **LABELS, guidance_scale=2.5))
+    pipe.guider = diffusers.AdaptiveProjectedGuidance(2.5)
+    pipe.save_pretrained(tmp_path)
+    made = loaded(FlowMatchingModularPipeline.from_pretrained(tmp_path))
+    assert_same(draw(made, **LABELS), draw(pipe, **LABELS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        made.save_pretrained(tmp_path / "again")
+    again = loaded(FlowMatchingModularPipeline.from_pretrained(tmp_path / "again"))
+    assert type(again.guider) is diffusers.AdaptiveProjectedGuidance
+    assert torch.equal(draw(again, **LABELS), draw(made, **LABELS))
 
 
 def test_a_scheduler_is_replaced():
@@ -246,18 +258,10 @@ def test_components_that_are_missing_or_do_not_fit_are_named(tmp_path):
         made(class_labels=[0])
 
 
-@pytest.mark.parametrize(
-    "guider",
-    [
-        lambda: diffusers.AdaptiveProjectedGuidance(),
-        lambda: ClassifierFreeGuidance(2.0, guidance_rescale=0.5),
-    ],
-    ids=["projected", "rescaled"],
-)
-def test_other_guiders_are_refused_by_name(guider):
+def test_guiders_that_cannot_serve_are_refused_by_name():
     made = modular(make_pipe())
-    made.update_components(guider=guider())
-    with pytest.raises(ValueError, match="guider must be a ClassifierFreeGuidance"):
+    made.update_components(guider=MagnitudeAwareGuidance(2.0))
+    with pytest.raises(ValueError, match="MagnitudeAwareGuidance cannot guide"):
         made(class_labels=[0])
 
 

@@ -32,6 +32,7 @@ VALUES = {
     "condition": (torch.Tensor, "labels or states of texts, null ones first where it is guided"),
     "num_images": (int, "number of images"),
     "num_inference_steps": (int, "number of steps, by default 50"),
+    "sigmas": (list[float], "noise levels where the steps start, in place of timesteps"),
     "timesteps": (torch.Tensor, "where the steps start, or when the network is asked"),
     "generator": (torch.Generator, "of all noise, or a list of them, one for each image"),
     "latents": (torch.Tensor, "samples: noise at the first timestep, data after the last"),

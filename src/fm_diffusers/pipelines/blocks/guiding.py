@@ -1,48 +1,50 @@
-r"""The guider of a modular pipeline: how much of the condition a step takes.
+"""The guidance of a modular pipeline: that of the call, or else of its guider."""
 
-`guidance_scale` of a call is the short form; without it the component `guider` says how much. From
-which step to which is the guider's to say.
-"""
-
-import copy
 from typing import Any
 
-from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
+from torch import Tensor
 
-from fm_diffusers.pipelines.arguments import number
+from fm_diffusers.pipelines.guidance import Guidance, guidance_of, leads_away
 
 
-def guider_of(components: Any, guidance_scale: float | None) -> BaseGuidance:
-    """Return the guider of one call: the component's copy, with the scale of the call if it says.
-
-    Raises:
-        ValueError: for a guider that the blocks do not know, or a scale that is no number.
-    """
-    guider = components.guider
-    if type(guider) is not ClassifierFreeGuidance or guider.guidance_rescale:
-        raise ValueError(
-            "guider must be a ClassifierFreeGuidance without guidance_rescale, got "
-            f"{type(guider).__name__}: a block of your own in the place of `denoiser` can do more"
-        )
-    guider = copy.copy(guider)
+def given_guidance(components: Any, guidance_scale: float | None) -> dict[str, Any]:
+    """Return what `Asked` is told: the scale of a call, or else the component `guider`."""
     if guidance_scale is not None:
-        scale = number("guidance_scale", guidance_scale, "1 is no guidance")
-        guider.guidance_scale = scale - guider.use_original_formulation
-        guider.enable()
-    return guider
+        return {"guidance_scale": guidance_scale}
+    return {"guider": components.guider}
 
 
-def weight_of(guider: BaseGuidance) -> float:
-    r"""Return w of :math:`q_\varnothing + w\,(q_c - q_\varnothing)` at the guider's step.
+class LoopGuidance:
+    """The guidance of one loop, which says at every step how much of the condition it takes.
 
-    Example:
-        >>> weight_of(ClassifierFreeGuidance(2.0, use_original_formulation=True))
-        3.0
-        >>> guider = ClassifierFreeGuidance(2.0, start=0.5)
-        >>> guider.set_state(step=0, num_inference_steps=10, timestep=None)
-        >>> weight_of(guider)
-        1.0
+    Args:
+        components: the pipeline, whose scheduler has its timesteps.
+        guidance_scale: that of the call; None leaves it to the guider.
     """
-    if not guider._is_cfg_enabled():
-        return 1.0
-    return guider.guidance_scale + float(guider.use_original_formulation)
+
+    def __init__(self, components: Any, guidance_scale: float | None) -> None:
+        given = {"guider": None, "guidance_scale": 1.0}
+        given |= given_guidance(components, guidance_scale)
+        guider, self.scale = given["guider"], given["guidance_scale"]
+        self.compares = self.scale != 1 if guider is None else leads_away(guider)
+        self.scale = self.scale if guider is None else guider.guidance_scale
+        self.guidance = guidance_of(guider or self.scale, components.scheduler)
+
+    def at(
+        self, i: int, timesteps: Tensor, condition: Tensor | None, count: int
+    ) -> float | Guidance:
+        """Return the guidance of a step.
+
+        Raises:
+            ValueError: for a condition that was made for another guidance, or other images.
+        """
+        found, both = 0 if condition is None else len(condition), 2 * count
+        if found != both and (self.compares or found not in (0, count)):
+            raise ValueError(
+                f"{count} samples need as many conditions, and as many null ones before them "
+                f"where they are guided away from these, got {found}: pass the guidance_scale "
+                "of the loop, or its guider, to the block that makes the condition too"
+            )
+        if isinstance(self.guidance, Guidance):
+            return self.guidance.at(i, timesteps, self.scale, found == both)
+        return self.guidance

@@ -14,7 +14,7 @@ from diffusers.modular_pipelines import (
 )
 
 from fm_diffusers.pipelines.blocks.base import MODEL_NAME, Block, inputs, outputs
-from fm_diffusers.pipelines.blocks.guiding import guider_of, weight_of
+from fm_diffusers.pipelines.blocks.guiding import LoopGuidance
 from fm_diffusers.pipelines.blocks.parts import Parts
 from fm_diffusers.pipelines.blocks.steps import PrepareLatentsStep, SetTimestepsStep
 from fm_diffusers.pipelines.denoising import alone, predict
@@ -27,16 +27,18 @@ class LoopBeforeDenoiser(Block):
 
     says = "At every step: asks the guider how much the step is guided (guidance)."
     components = ("guider",)
-    takes = ("guidance_scale",)
+    takes = ("guidance_scale", "condition")
+    requires = ("latents",)
 
     @torch.no_grad()
     def __call__(
         self, components: Any, block_state: BlockState, i: int, t: torch.Tensor
     ) -> tuple[Any, BlockState]:
         """Run the block."""
-        guider = guider_of(components, block_state.guidance_scale)
-        guider.set_state(i, len(block_state.timesteps), t)
-        block_state.guidance = weight_of(guider)
+        if i == 0:
+            block_state.of_loop = LoopGuidance(components, block_state.guidance_scale)
+        told = (block_state.condition, len(block_state.latents))
+        block_state.guidance = block_state.of_loop.at(i, block_state.timesteps, *told)
         return components, block_state
 
 
@@ -53,29 +55,10 @@ class LoopDenoiser(Block):
         self, components: Any, block_state: BlockState, i: int, t: torch.Tensor
     ) -> tuple[Any, BlockState]:
         """Run the block."""
-        latents, guidance = block_state.latents, block_state.guidance
-        condition = told(block_state.condition, len(latents), guidance)
-        asked = (components.scheduler, latents, t, condition, guidance)
-        block_state.noise_pred = predict(Parts.of(components).network, *asked)
+        asked = (t, block_state.condition, block_state.guidance)
+        network, scheduler = Parts.of(components).network, components.scheduler
+        block_state.noise_pred = predict(network, scheduler, block_state.latents, *asked)
         return components, block_state
-
-
-def told(condition: torch.Tensor | None, count: int, guidance: float) -> torch.Tensor | None:
-    """Return the condition of a step, without its null half where the step is not guided.
-
-    Raises:
-        ValueError: for a condition that was made for another guidance, or other images.
-    """
-    found = 0 if condition is None else len(condition)
-    if guidance == 1 and found in (0, count):
-        return condition
-    if found != 2 * count:
-        raise ValueError(
-            f"{count} samples at guidance {guidance:g} need as many conditions, and as many null "
-            f"ones before them where it is not 1, got {found}: pass the guidance_scale of the "
-            "loop to the block that makes the condition too"
-        )
-    return condition[count:] if guidance == 1 else condition
 
 
 class LoopAfterDenoiser(Block):
@@ -165,6 +148,7 @@ class DenoiseStep(SequentialPipelineBlocks):
     def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
         """Run the blocks."""
         check_components(Parts.of(components))
+        vars(components).setdefault("_calls", [])  # as every pipeline of ours has them
         with alone(components) as own:
             super().__call__(own, state)
         return components, state

@@ -91,5 +91,4 @@ class Parts:
     @property
     def canvas(self) -> Latents:
         """What turns noise into samples of the network's size."""
-        patch = 0 if self.transformer is None else self.transformer.config.patch_size
-        return Latents(self.network, self.vae, patch)
+        return Latents(self.network, self.vae)

@@ -7,8 +7,8 @@ import torch
 from diffusers.modular_pipelines import PipelineState
 
 from fm_diffusers.pipelines.arguments import check_output, steps_of
-from fm_diffusers.pipelines.blocks.base import Block, values_of
-from fm_diffusers.pipelines.blocks.guiding import guider_of, weight_of
+from fm_diffusers.pipelines.blocks.base import VALUES, Block, values_of
+from fm_diffusers.pipelines.blocks.guiding import given_guidance
 from fm_diffusers.pipelines.blocks.parts import Parts
 from fm_diffusers.pipelines.conditions import Asked
 from fm_diffusers.pipelines.latents import Latents
@@ -22,15 +22,15 @@ class ConditionStep(Block):
         "null ones where the guider compares the two."
     )
     components = ("unet", "transformer", "text_encoder", "tokenizer", "guider")
-    takes = tuple(field.name for field in fields(Asked))
+    takes = tuple(field.name for field in fields(Asked) if field.name in VALUES)
     gives = ("condition", "num_images")
 
     @torch.no_grad()
     def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
         """Run the block."""
         block_state = self.get_block_state(state)
-        weight = weight_of(guider_of(components, block_state.guidance_scale))
-        asked = Asked(**values_of(block_state, self.takes) | {"guidance_scale": weight})
+        told = values_of(block_state, self.takes)
+        asked = Asked(**told | given_guidance(components, told.pop("guidance_scale")))
         conditioning = Parts.of(components).conditioning
         conditioning.check(asked)
         block_state.condition = conditioning.encode(asked, components._execution_device)
@@ -44,14 +44,14 @@ class SetTimestepsStep(Block):
 
     says = "Lays out the timesteps of the scheduler."
     components = ("scheduler",)
-    takes = ("num_inference_steps", "timesteps")
+    takes = ("num_inference_steps", "timesteps", "sigmas")
     gives = ("timesteps",)
 
     @torch.no_grad()
     def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
         """Run the block."""
         block_state, scheduler = self.get_block_state(state), components.scheduler
-        steps = steps_of(scheduler, block_state.num_inference_steps, block_state.timesteps)
+        steps = steps_of(scheduler, *values_of(block_state, self.takes).values())
         scheduler.set_timesteps(**steps, device=components._execution_device)
         block_state.timesteps = scheduler.timesteps
         self.set_block_state(state, block_state)
@@ -98,7 +98,7 @@ class DecodeStep(Block):
         images, output_type = block_state.latents, block_state.output_type
         check_output(output_type, True)
         if output_type != "latent":
-            images = Latents(None, components.vae, 0).decode(images)  # asks no network
+            images = Latents(None, components.vae).decode(images)  # asks no network
         processor = components.image_processor
         block_state.images = processor.postprocess(images, output_type=output_type)
         self.set_block_state(state, block_state)
