@@ -1,0 +1,141 @@
+"""Change images of a data set: in part, inside a mask, and from one to another.
+
+    python examples/edit_images.py --model outputs/mnist --dataset_name ylecun/mnist
+
+writes two pictures beside the pipeline. Each row of `edits.png` is one image: as it is, changed
+with growing strength, with the square in its middle drawn anew, and under a mask that grows from
+black on the left to white on the right. `interpolation.png` goes from each image to the next one.
+It prints how well each image returns from its noise, and its bits per dimension.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import make_image_grid
+from PIL import Image
+
+from fm_diffusers import DIFFUSIONS, FlowMatchingPipeline, GaussianFlowScheduler
+from fm_diffusers.training.command_line import parse
+from fm_diffusers.training.data import load_images
+
+STRENGTHS = (0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass
+class EditingArguments:
+    """Command line."""
+
+    model: str = field(metadata={"help": "A saved pipeline: a folder or a Hub id."})
+    dataset_name: str = field(metadata={"help": "What the images are of."})
+    dataset_split: str = "train"
+    image_column: str = "image"
+    label_column: str = "label"
+    caption_column: str | None = field(default=None, metadata={"help": "Of pipelines by text."})
+    image_mode: str | None = None
+    resolution: int | None = None
+    indices: list[int] = field(
+        default_factory=lambda: [0, 1, 2, 3], metadata={"help": "Which images of the split."}
+    )
+    num_inference_steps: int = 50
+    guidance_scale: float = 1.0
+    diffusion: str | None = field(
+        default=None, metadata={"choices": DIFFUSIONS, "help": "Changes as an SDE, or the ODE."}
+    )
+    side: int = field(default=96, metadata={"help": "Of a shown image in pixels."})
+    seed: int = 0
+    output_dir: str | None = field(default=None, metadata={"help": "By default the model folder."})
+
+
+def chosen(pipe: FlowMatchingPipeline, args: EditingArguments) -> tuple[torch.Tensor, list[dict]]:
+    """Return images in [0, 1], and what the pipeline is asked with for each."""
+    data = load_images(
+        args.dataset_name,
+        split=args.dataset_split,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        caption_column=args.caption_column,
+        resolution=args.resolution,
+        image_mode=args.image_mode,
+    )
+    images = torch.stack([data.images[i] for i in args.indices])
+    of_each: dict[str, Any] = {}
+    if pipe.takes == "text":
+        of_each["prompt"] = [data.captions[i] for i in args.indices]
+    elif pipe.takes == "labels":
+        of_each["class_labels"] = [int(data.labels[i]) for i in args.indices]
+    told = [{name: values[i] for name, values in of_each.items()} for i in range(len(images))]
+    scale = {"guidance_scale": args.guidance_scale} if of_each else {}
+    return images / 255, [one | scale for one in told]
+
+
+def edits(
+    pipe: FlowMatchingPipeline, image: torch.Tensor, asked: dict[str, Any], steps: int, seed: int
+) -> list[Image.Image]:
+    """Return an image and what becomes of it."""
+    height, width = image.shape[1:]
+    square = np.zeros((height, width), np.uint8)
+    square[height // 4 : -height // 4, width // 4 : -width // 4] = 255
+    gradient = np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1))
+    ways = [{"strength": 0.0}, *({"strength": s} for s in STRENGTHS)]
+    ways += [{"mask_image": Image.fromarray(square)}, {"mask_image": Image.fromarray(gradient)}]
+    return [
+        pipe(
+            image=image,
+            **asked,
+            **way,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+        for way in ways
+    ]
+
+
+def shown(images: list[Image.Image], columns: int, side: int) -> Image.Image:
+    """Return images as a grid, scaled up so that every pixel is seen, on white."""
+    scaled = [image.resize((side, side), Image.NEAREST).convert("RGBA") for image in images]
+    white = Image.new("RGBA", (side + 8, side + 8), "white")
+    framed = []
+    for image in scaled:
+        frame = white.copy()
+        frame.alpha_composite(image, (4, 4))
+        framed.append(frame.convert("RGB"))
+    return make_image_grid(framed, rows=len(framed) // columns, cols=columns)
+
+
+def main(args: EditingArguments) -> None:
+    """Write both pictures, and print what was measured."""
+    pipe = FlowMatchingPipeline.from_pretrained(args.model)
+    pipe.set_progress_bar_config(disable=True)
+    images, told = chosen(pipe, args)
+    folder, steps = Path(args.output_dir or args.model), args.num_inference_steps
+    ode = pipe.scheduler = GaussianFlowScheduler.from_config(pipe.scheduler.config, diffusion=None)
+    between = []
+    for i, (image, asked) in enumerate(zip(images, told, strict=True)):
+        other = images[(i + 1) % len(images)]
+        between += pipe.interpolate(image, other, 8, steps, **asked).images
+        found = pipe.invert(image, steps, **asked)
+        density = pipe.log_likelihood(
+            image, num_inference_steps=20, generator=torch.Generator().manual_seed(0), **asked
+        )
+        bits = density.bits_per_dimension
+        print(
+            f"image {args.indices[i]}: returns from its noise with an error of "
+            f"{found.round_trip_error[0].item():.1e} (root mean square, pixels in [-1, 1])"
+            + ("" if bits is None else f"; {bits[0].item():.2f} bits per dimension")
+        )
+    pipe.scheduler = GaussianFlowScheduler.from_config(ode.config, diffusion=args.diffusion)
+    changed = [
+        picture
+        for image, asked in zip(images, told, strict=True)
+        for picture in edits(pipe, image, asked, steps, args.seed)
+    ]
+    for name, pictures in (("edits.png", changed), ("interpolation.png", between)):
+        shown(pictures, len(pictures) // len(images), args.side).save(folder / name)
+        print(f"wrote {folder / name}")
+
+
+if __name__ == "__main__":
+    main(parse(EditingArguments))
