@@ -215,13 +215,14 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
                 `transition`. (A compiled step takes them in their order, unseen.)
             sample: the current sample.
             generator: of the noise of an SDE, or one for each sample; without it that of
-                `set_generator`.
+                `set_generator`. With `noise="brownian"` only the first step of a loop asks it.
             return_dict: whether to return a `GaussianFlowSchedulerOutput` or a tuple.
             **kwargs: `noise_level` and what diffusers' pipelines pass; see `transition`.
 
         Raises:
             ValueError: before `set_timesteps`, for unequal shapes, or an index in place of its
-                timestep.
+                timestep; with `noise="brownian"` for times of their own, or a batch that is not
+                that with which the loop began.
         """
         plan = self._plan_at(kwargs.pop("noise_level", None))
         tokens = kwargs.get("per_token_timesteps")
@@ -255,8 +256,9 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
                 the deviation of its own step, ODE or SDE, with nothing remembered; solvers with
                 several evaluations take these to first order.
             sample: see `step`.
-            place: the `place` of the transition before, for solvers that remember slopes; None
-                begins at the timestep.
+            place: the `place` of the transition before, for solvers that remember slopes, or
+                `first_place`; None begins at the timestep. With `noise="brownian"` a sample can
+                be drawn only from where a place has led.
             noise_level: the scale of the diffusion in place of the configuration's, with solvers
                 that remember slopes as if all steps had it.
             **kwargs: what diffusers' pipelines pass to other schedulers, not used, but for

@@ -231,6 +231,7 @@ def _tree(entropy: list[int], shape: torch.Size) -> "BrownianInterval":  # noqa:
         1.0,
         size=tuple(shape),
         dtype=torch.float32,
+        H=torch.zeros(shape),  # else drawn, and not used
         entropy=entropy,
         tol=TOLERANCE,
         halfway_tree=True,
