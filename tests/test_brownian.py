@@ -20,9 +20,10 @@ from fm_diffusers import (
     GaussianFlowScheduler,
 )
 from fm_diffusers.diffusions import get_diffusion, windowed
-from fm_diffusers.fields import GaussianMixture
+from fm_diffusers.fields import GaussianMixture, from_model
 from fm_diffusers.scheduling import noise
 from fm_diffusers.scheduling.brownian import BrownianClock, BrownianPaths
+from fm_diffusers.solvers import integrate
 
 pytest.importorskip("torchsde", reason="Brownian paths need torchsde: pip install .[sde]")
 
@@ -289,6 +290,28 @@ def test_a_step_taken_back_is_taken_again_with_the_same_noise():
     once = scheduler.step(model(x, t), t, x).prev_sample
     scheduler.step_index -= 1
     assert torch.equal(scheduler.step(model(x, t), t, x).prev_sample, once)
+
+
+def test_steps_without_noise_keep_the_paths():
+    scheduler = brownian(diffusion="flow_grpo", solver="ddim")
+    x, model = start(scheduler), model_of(scheduler)
+    x, paths = loop(scheduler, x, scheduler.timesteps[:2], seeded()), scheduler._place.paths
+    for level, t in zip((0.0, None), scheduler.timesteps[2:4], strict=True):
+        x = scheduler.step(model(x, t), t, x, seeded(9), noise_level=level).prev_sample
+        assert paths is not None and scheduler._place.paths == paths
+
+
+@pytest.mark.parametrize("solver", ["predictor_corrector", "heun", "stochastic_heun"])
+def test_the_solvers_own_driver_reads_the_same_path(solver):
+    scheduler = brownian(solver=solver)
+    x, times = start(scheduler), scheduler._plan.times
+    paths, clock = noise.brownian_paths(len(x), seeded()), scheduler._plan.brownian
+
+    def drawn(t, s):
+        return paths.increments(*clock.spans([(t, s)]), x)
+
+    expected = integrate(scheduler.solver, from_model(model_of(scheduler)), x, times, drawn)
+    torch.testing.assert_close(loop(scheduler, x, generator=seeded()), expected)
 
 
 def test_a_loop_may_begin_anywhere():

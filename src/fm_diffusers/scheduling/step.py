@@ -63,10 +63,10 @@ def begun(
     plan: Plan, at: Place | float | Tensor, sample: Tensor, generator: Generators | None
 ) -> BrownianPaths | None:
     """Return the paths of a loop's noise: those of its place, or new ones where it begins."""
-    if plan.brownian is None or isinstance(at, Tensor):
-        return None
     going = at.paths if isinstance(at, Place) else None
-    return NOISES[plan.noise](len(sample), generator) if going is None else going
+    if going is not None or plan.brownian is None or isinstance(at, Tensor):
+        return going
+    return NOISES[plan.noise](len(sample), generator)
 
 
 def _noise(
