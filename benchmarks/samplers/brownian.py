@@ -10,7 +10,7 @@ exact fields of one-dimensional data:
   over the whole time (`fm_diffusers.scheduling.brownian`);
 - `mixture`, of three Gaussians: the samples of `--reference_steps` steps.
 
-The last columns are the order, minus the slope of the error over the last three numbers of steps.
+The last column is the order, minus the slope of the error over the last three numbers of steps.
 One sample has as many elements as there are problems, each with a path of its own. It writes
 `brownian.csv` and `brownian.md`.
 """
@@ -52,6 +52,12 @@ Brownian path (`noise="brownian"`), one-dimensional data of standard deviation n
 is measured against the exact solution, `mixture` against {reference} steps. The last column is the
 order, from the last three numbers of steps. `independent` draws as samplers do without the option:
 its images have nothing to do with those of the reference.
+
+The order is 1 or more, with two kinds of exception that no noise can mend. Coefficients that are
+infinite at pure noise (`flow_grpo`, `memoryless`) cost `euler_maruyama`, which needs a rate there,
+all order above their scale: .245 for `flow_grpo`, where ours and `ddim` keep 1. A coefficient that
+is not 0 at the data (`constant`) moves samples up to the last moment, within steps that the other
+solvers end without noise: take `euler_maruyama` for it, or a coefficient that vanishes there.
 
 """
 
