@@ -37,24 +37,6 @@ def test_samplers_on_exact_fields(tmp_path):
             assert median == pytest.approx(found["linear", method, grid, nfe], rel=1e-3)
 
 
-def test_strong_convergence_on_brownian_paths(tmp_path):
-    pytest.importorskip("torchsde", reason="Brownian paths need torchsde: pip install .[sde]")
-    from benchmarks.samplers import brownian
-
-    few = {"num_samples": 100, "reference_steps": 48, "steps": [3, 6, 12], "paths": ["linear"]}
-    arguments = brownian.Arguments(
-        output_dir=str(tmp_path), diffusions=["beta"], solvers=["predictor_corrector"], **few
-    )
-    rows = brownian.main(arguments)
-    assert [row.noise for row in rows] == ["brownian", "independent"] * 2
-    for ours, independent in (rows[:2], rows[2:]):
-        assert ours.order(few["steps"]) > 0.6 > 0.3 > independent.order(few["steps"])
-    with open(tmp_path / "brownian.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == len(rows)
-    text = (tmp_path / "brownian.md").read_text()
-    assert "| 12 steps | order |" in text and "## mixture" in text
-
-
 def test_half_precision_outputs_leave_a_thousandth_on_images():
     """The state stays in float32; a peer keeps it in bfloat16."""
     from benchmarks.samplers.ode import errors
