@@ -46,6 +46,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.samplers.ode --output_dir $(RESULTS) $(if $(MNIST),--mnist $(MNIST))
 	$(BIN)/python -m benchmarks.samplers.sde --output_dir $(RESULTS) $(if $(MNIST),--mnist $(MNIST))
 	$(BIN)/python -m benchmarks.samplers.gaussian_sde --output_dir $(RESULTS)
+	$(BIN)/python -m benchmarks.samplers.brownian --output_dir $(RESULTS)
 	$(BIN)/python -m benchmarks.step.cost --output_dir $(RESULTS)
 ifdef MODELS
 	$(BIN)/python -m benchmarks.networks.few_steps --models $(MODELS) --output_dir $(RESULTS) \

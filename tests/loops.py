@@ -3,6 +3,7 @@
 import torch
 from oracles import mixture
 
+from fm_diffusers import GaussianFlowScheduler
 from fm_diffusers.fields import from_model
 from fm_diffusers.solvers import SOLVERS, integrate
 
@@ -47,3 +48,14 @@ def reference(scheduler, x, times, generator=None):
         return torch.randn(x.shape, generator=generator, dtype=x.dtype)
 
     return integrate(solver, from_model(model_of(scheduler)), x, times, noise)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def brownian(steps=6, **config):
+    """Return a scheduler with its timesteps whose noise is read from Brownian paths."""
+    scheduler = GaussianFlowScheduler(**{"diffusion": "memoryless", "noise": "brownian"} | config)
+    scheduler.set_timesteps(steps)
+    return scheduler

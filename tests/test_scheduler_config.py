@@ -59,6 +59,7 @@ UNUSUAL = {
     "dynamic_thresholding_ratio": 0.9,
     "sample_max_value": 3.0,
     "carry_rounding": True,
+    "noise": "brownian",
 }
 
 

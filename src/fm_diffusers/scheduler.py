@@ -17,10 +17,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor
 
+from fm_diffusers.scheduling.brownian import BrownianPaths
 from fm_diffusers.scheduling.contract import Contract
 from fm_diffusers.scheduling.place import Place, Timestep, place_at
 from fm_diffusers.scheduling.plan import Plan, at_noise_level
-from fm_diffusers.scheduling.step import prepare, transition_from
+from fm_diffusers.scheduling.step import begun, prepare, transition_from
 from fm_diffusers.scheduling.transition import (
     GaussianFlowSchedulerOutput,
     Generators,
@@ -45,6 +46,12 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         solver_kwargs: its parameters.
         diffusion: the coefficient :math:`\sigma_t` of dW, a name in `DIFFUSIONS`; None is the ODE.
         diffusion_kwargs: its parameters, `{"scale": c}`; they rest while `diffusion` is None.
+        noise: where the noise of an SDE comes from. `independent`: the generator, at every step.
+            `brownian`: one Brownian path for each sample, whose seed is drawn from the generator
+            when a loop begins, and nothing after that. With a generator for each sample an image
+            then depends neither on its batch nor on the number of steps, but for their error: more
+            steps refine the same image. Needs torchsde, `pip install fm_diffusers[sde]`; the paths
+            are drawn on the CPU and copied, which costs time at every step.
         grid: spacing of the timesteps, a name in `GRIDS`; None is `logistic` with parameters
             chosen by the number of steps and by whether there is a diffusion.
         grid_kwargs: its parameters.
@@ -114,6 +121,7 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         solver_kwargs: dict[str, Any] | None = None,
         diffusion: str | None = None,
         diffusion_kwargs: dict[str, float] | None = None,
+        noise: str = "independent",
         grid: str | None = None,
         grid_kwargs: dict[str, float] | None = None,
         t_min: float | None = None,
@@ -207,20 +215,24 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
                 `transition`. (A compiled step takes them in their order, unseen.)
             sample: the current sample.
             generator: of the noise of an SDE, or one for each sample; without it that of
-                `set_generator`.
+                `set_generator`. With `noise="brownian"` only the first step of a loop asks it.
             return_dict: whether to return a `GaussianFlowSchedulerOutput` or a tuple.
             **kwargs: `noise_level` and what diffusers' pipelines pass; see `transition`.
 
         Raises:
             ValueError: before `set_timesteps`, for unequal shapes, or an index in place of its
-                timestep.
+                timestep; with `noise="brownian"` for times of their own, or a batch that is not
+                that with which the loop began.
         """
         plan = self._plan_at(kwargs.pop("noise_level", None))
         tokens = kwargs.get("per_token_timesteps")
         at = place_at(plan, timestep if tokens is None else tokens, self._place, self._begin_index)
-        transition = self._transition(plan, at, model_output, sample, **kwargs)
+        generator = generator or self._generator
+        paths = begun(plan, at, sample, generator)
+        at = at._replace(paths=paths) if isinstance(at, Place) else at
+        transition = self._transition(plan, at, model_output, sample, paths, **kwargs)
         self._place_before = at if isinstance(at, Place) else None
-        exact, place = transition.draw(generator or self._generator), transition.place
+        exact, place = transition.draw(generator), transition.place
         x, z = in_dtype(exact, transition.dtype), transition.pred_original_sample
         if self.config.carry_rounding and place is not None and x is not exact:
             place = place._replace(rounding=(exact - x).detach())
@@ -244,8 +256,9 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
                 the deviation of its own step, ODE or SDE, with nothing remembered; solvers with
                 several evaluations take these to first order.
             sample: see `step`.
-            place: the `place` of the transition before, for solvers that remember slopes; None
-                begins at the timestep.
+            place: the `place` of the transition before, for solvers that remember slopes, or
+                `first_place`; None begins at the timestep. With `noise="brownian"` a sample can
+                be drawn only from where a place has led.
             noise_level: the scale of the diffusion in place of the configuration's, with solvers
                 that remember slopes as if all steps had it.
             **kwargs: what diffusers' pipelines pass to other schedulers, not used, but for
@@ -273,7 +286,13 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         return plan if noise_level is None else at_noise_level(plan, noise_level)
 
     def _transition(
-        self, plan: Plan, at: Any, model_output: Tensor, sample: Tensor, **kwargs: Any
+        self,
+        plan: Plan,
+        at: Any,
+        model_output: Tensor,
+        sample: Tensor,
+        paths: BrownianPaths | None = None,
+        **kwargs: Any,
     ) -> Transition:
         if (self.config.variance_type or "").startswith("learned"):
             model_output = model_output[:, : sample.shape[1]]
@@ -284,4 +303,4 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         bounds = plan.bounds
         if kwargs.get("use_clipped_model_output"):
             bounds = replace(bounds, keep_noise=False)
-        return transition_from(plan, at, asked, bounds)
+        return transition_from(plan, at, asked, bounds, paths)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.scheduling.configured import Configured
+from fm_diffusers.scheduling.noise import NOISES, Generators
 from fm_diffusers.scheduling.place import Place, begin, locate, nearest_start
 from fm_diffusers.scheduling.plan import Plan, backwards
 from fm_diffusers.scheduling.timetable import make_plan
-from fm_diffusers.scheduling.transition import Generators
 
 
 class Contract(Configured):
@@ -169,6 +169,26 @@ class Contract(Configured):
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the loop at `timesteps[begin_index]`, which must be the start of an interval."""
         self._begin(begin_index)
+
+    def first_place(
+        self, batch_size: int, generator: Generators | None = None, index: int | None = None
+    ) -> Place:
+        """Return the place at which a loop begins, for `transition`; nothing is changed.
+
+        Args:
+            batch_size: number of samples.
+            generator: from which, with `noise="brownian"`, a seed is drawn for each sample;
+                without it that of `set_generator`.
+            index: in `timesteps`; None is `begin_index`, or the first.
+
+        Raises:
+            ValueError: before `set_timesteps`, or if no interval starts at the index.
+        """
+        plan = self._planned()
+        place = begin(plan, (self._begin_index or 0) if index is None else index)
+        if plan.brownian is None:
+            return place
+        return place._replace(paths=NOISES[plan.noise](batch_size, generator or self._generator))
 
     def _begin(self, index: int | None) -> None:
         if index is not None and self._plan is not None:

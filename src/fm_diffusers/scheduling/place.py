@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fm_diffusers.scheduling.brownian import BrownianPaths
+
 if TYPE_CHECKING:
     from fm_diffusers.scheduling.plan import Plan
 
@@ -26,12 +28,14 @@ class Place(NamedTuple):
         past: number of the loop's slopes so far, likewise.
         memory: the last of them, newest first, shape of the samples.
         rounding: what the sample lost when it was handed out in half precision, if it is carried.
+        paths: the Brownian paths of the samples, with `noise="brownian"`.
     """
 
     index: int | Tensor
     past: int | Tensor
     memory: tuple[Tensor, ...] = ()
     rounding: Tensor | None = None
+    paths: BrownianPaths | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Place":
         return self

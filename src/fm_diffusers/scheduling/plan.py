@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.paths import as_time
+from fm_diffusers.scheduling.brownian import BrownianClock, Span
 from fm_diffusers.scheduling.clock import Clock
+from fm_diffusers.scheduling.noise import check_torchsde
 from fm_diffusers.scheduling.rows import Bounds, check_data, rows_of
 from fm_diffusers.solvers import SOLVERS, Solver, Step, memory_size
 
@@ -34,6 +36,7 @@ class Plan:
         fed: what the network is fed, float32.
         bounds: of data predictions.
         device: of what follows.
+        noise: where the noise of the steps comes from, a name in `NOISES`.
         timesteps: `fed` on the device.
         sigmas: noise levels at the evaluations and at the end, on the device.
         starts: the indices at which intervals start.
@@ -46,6 +49,8 @@ class Plan:
         node_rows: the weights of every step with nothing remembered, on the device.
         node_times: `times` on the device.
         one_step: the solver of first order for the same process, DDIM's step with its eta.
+        brownian: the clock of Brownian paths, None where noise is independent or there is none.
+        spans: what every step reads of such a path.
     """
 
     clock: Clock
@@ -55,6 +60,7 @@ class Plan:
     fed: Tensor
     bounds: Bounds = Bounds()
     device: torch.device | str | None = None
+    noise: str = "independent"
     timesteps: Tensor = field(init=False)
     sigmas: Tensor = field(init=False)
     starts: tuple[int, ...] = field(init=False)
@@ -68,6 +74,8 @@ class Plan:
     node_rows: Tensor = field(init=False)
     node_times: Tensor = field(init=False)
     one_step: Solver = field(init=False)
+    brownian: BrownianClock | None = field(init=False)
+    spans: tuple[Span, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         size, values = memory_size(self.steps), self.fed.tolist()
@@ -81,6 +89,8 @@ class Plan:
         there = {"device": timesteps.device}
         if timesteps.device.type != "cpu":  # float64 stays on the CPU
             there["dtype"] = torch.float32
+        noisy = any(step.std for step in self.steps)
+        brownian = self._brownian() if noisy and self.noise == "brownian" else None
         derived = {
             "timesteps": timesteps,
             "sigmas": sigmas.to(self.device),
@@ -92,12 +102,18 @@ class Plan:
             "node_times": self.times.to(**there),
             "one_step": first_order(self.solver),
             "memory_size": size,
-            "noisy": any(step.std for step in self.steps),
+            "noisy": noisy,
+            "brownian": brownian,
+            "spans": brownian.spans([step.interval for step in self.steps]) if brownian else (),
             "values": values,
             "largest": max(map(abs, values)),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+
+    def _brownian(self) -> BrownianClock:
+        check_torchsde()
+        return BrownianClock(self.solver.path, self.solver.diffusion)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Plan":
         return self

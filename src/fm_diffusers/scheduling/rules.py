@@ -16,6 +16,7 @@ from fm_diffusers.paths import PATHS
 from fm_diffusers.paths.base import is_number
 from fm_diffusers.predictions import PREDICTIONS
 from fm_diffusers.scheduling.conventions import TIME_CONVENTIONS
+from fm_diffusers.scheduling.noise import NOISES
 from fm_diffusers.solvers import SOLVERS
 
 #: The most timesteps of a training: float32, in which networks are fed, tells no more apart with
@@ -111,6 +112,7 @@ RULES: dict[str, Rule] = {
     "solver_kwargs": PARAMETERS,
     "diffusion": TEXT.or_none(),
     "diffusion_kwargs": PARAMETERS,
+    "noise": TEXT,
     "grid": TEXT.or_none(),
     "grid_kwargs": PARAMETERS,
     "t_min": FINITE.or_none(),
@@ -168,6 +170,7 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "prediction_type": ("prediction type", PREDICTIONS),
     "solver": ("solver", SOLVERS),
     "diffusion": ("diffusion", DIFFUSIONS),
+    "noise": ("noise", NOISES),
     "grid": ("grid", GRIDS),
     "time_convention": ("time_convention", TIME_CONVENTIONS),
 }

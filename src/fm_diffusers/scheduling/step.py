@@ -9,9 +9,18 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.predictions import CANONICAL
+from fm_diffusers.scheduling.brownian import BrownianPaths, Span
+from fm_diffusers.scheduling.noise import (
+    NOISES,
+    Generators,
+    Increment,
+    Noise,
+    independent,
+    of_no_loop,
+)
 from fm_diffusers.scheduling.place import Place, rounding
 from fm_diffusers.scheduling.plan import Plan
-from fm_diffusers.scheduling.rows import Bounds, carry_out, read, rows_of
+from fm_diffusers.scheduling.rows import Bounds, Memory, carry_out, read, rows_of
 from fm_diffusers.scheduling.transition import Transition, in_dtype
 
 #: The argument that goes before the data that follows from the model output.
@@ -35,13 +44,38 @@ class Output(NamedTuple):
 
 
 def transition_from(
-    plan: Plan, at: Place | float | Tensor, output: Output, bounds: Bounds
+    plan: Plan,
+    at: Place | float | Tensor,
+    output: Output,
+    bounds: Bounds,
+    paths: BrownianPaths | None = None,
 ) -> Transition:
-    """Return the transition from what `place_at` has found."""
+    """Return the transition from what `place_at` has found, with the paths of `begun`."""
     if isinstance(at, Place):
         traced = torch.compiler.is_compiling()
         return (from_place_traced if traced else from_place)(plan, at, output, bounds)
-    return (from_times if isinstance(at, Tensor) else from_time)(plan, at, output, bounds)
+    if isinstance(at, Tensor):
+        return from_times(plan, at, output, bounds)
+    return from_time(plan, at, output, bounds, paths)
+
+
+def begun(
+    plan: Plan, at: Place | float | Tensor, sample: Tensor, generator: Generators | None
+) -> BrownianPaths | None:
+    """Return the paths of a loop's noise: those of its place, or new ones where it begins."""
+    going = at.paths if isinstance(at, Place) else None
+    if going is not None or plan.brownian is None or isinstance(at, Tensor):
+        return going
+    return NOISES[plan.noise](len(sample), generator)
+
+
+def _noise(
+    plan: Plan, paths: BrownianPaths | None, spans: tuple[Span, ...], index: int | Tensor = 0
+) -> Noise:
+    """Return where the noise of a step comes from."""
+    if plan.brownian is None:
+        return independent
+    return of_no_loop if paths is None else Increment(paths, spans, index)
 
 
 def prepare(model_output: Tensor, sample: Tensor, known: Tensor | None = None) -> Output:
@@ -75,8 +109,9 @@ def from_place(plan: Plan, place: Place, output: Output, bounds: Bounds) -> Tran
     row, x = read(plan.row(index, past)), _exact(output.x, place)
     memory = tuple(_copied(slope, x) for slope in place.memory[:past])
     mean, original, slopes = carry_out(row, bounds, memory, x, output.q, output.known)
-    after = Place(place.index + 1, place.past + 1, slopes[: plan.memory_size])
-    return Transition(mean, row.std, in_dtype(original, output.dtype), after, output.dtype)
+    after = _following(plan, place, slopes)
+    noise = _noise(plan, place.paths, plan.spans, index)
+    return Transition(mean, row.std, in_dtype(original, output.dtype), after, output.dtype, noise)
 
 
 def from_place_traced(plan: Plan, place: Place, output: Output, bounds: Bounds) -> Transition:
@@ -88,12 +123,24 @@ def from_place_traced(plan: Plan, place: Place, output: Output, bounds: Bounds) 
     missing = range(plan.memory_size - len(place.memory))
     memory = (*place.memory, *(torch.zeros_like(x) for _ in missing))
     mean, original, slopes = carry_out(row, bounds, memory, x, output.q, output.known)
-    after = Place(place.index + 1, place.past + 1, slopes[: plan.memory_size])
+    after = _following(plan, place, slopes)
     std = row.std if plan.noisy else 0.0
-    return Transition(mean, std, in_dtype(original, output.dtype), after, output.dtype)
+    noise = _noise(plan, place.paths, plan.spans, place.index)
+    return Transition(mean, std, in_dtype(original, output.dtype), after, output.dtype, noise)
 
 
-def from_time(plan: Plan, timestep: float, output: Output, bounds: Bounds) -> Transition:
+def _following(plan: Plan, place: Place, slopes: Memory) -> Place:
+    """Return the place after a step, with its slopes, newest first."""
+    return Place(place.index + 1, place.past + 1, slopes[: plan.memory_size], paths=place.paths)
+
+
+def from_time(
+    plan: Plan,
+    timestep: float,
+    output: Output,
+    bounds: Bounds,
+    paths: BrownianPaths | None = None,
+) -> Transition:
     """Return the first-order transition from any timestep to the next start of an interval.
 
     Raises:
@@ -110,12 +157,15 @@ def from_time(plan: Plan, timestep: float, output: Output, bounds: Bounds) -> Tr
             f"of the grid, {end:g}: pass elements of scheduler.timesteps, or a time in between"
         )
     after = int(torch.searchsorted(plan.times, t, right=True))
-    steps = plan.one_step.plan(torch.tensor([t, plan.times[after]], dtype=torch.float64))
+    ends = torch.tensor([t, plan.times[after]], dtype=torch.float64)
+    steps = plan.one_step.plan(ends)
     row = read(rows_of(plan.one_step, steps, 0)[0][0])
     mean, original, _ = carry_out(row, bounds, (), output.x, output.q, output.known)
     index = (*plan.starts, len(plan.steps))[after]
-    place = Place(index, 0)
-    return Transition(mean, row.std, in_dtype(original, output.dtype), place, output.dtype)
+    place = Place(index, 0, paths=paths)
+    spans = plan.brownian.spans([ends.tolist()]) if plan.brownian else ()
+    noise = _noise(plan, paths, spans)
+    return Transition(mean, row.std, in_dtype(original, output.dtype), place, output.dtype, noise)
 
 
 def from_times(plan: Plan, timesteps: Tensor, output: Output, bounds: Bounds) -> Transition:
@@ -144,8 +194,8 @@ def from_times(plan: Plan, timesteps: Tensor, output: Output, bounds: Bounds) ->
     shape = (*fed.shape, *[1] * (x.ndim - fed.ndim))
     row = read([w.reshape(shape) for w in weights.unbind(-1)])
     mean, original, _ = carry_out(row, bounds, (), x, output.q, output.known)
-    std = row.std if plan.noisy else 0.0
-    return Transition(mean, std, in_dtype(original, output.dtype), None, output.dtype)
+    std, noise = row.std if plan.noisy else 0.0, _noise(plan, None, ())
+    return Transition(mean, std, in_dtype(original, output.dtype), None, output.dtype, noise)
 
 
 def _check_times(plan: Plan, timesteps: Tensor, x: Tensor) -> None:

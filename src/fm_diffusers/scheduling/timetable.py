@@ -70,7 +70,7 @@ def make_plan(
     fed = clock.to_timestep(evaluation_times(steps))
     if sigmas is not None and timesteps is not None:
         fed = _between(clock, times, timesteps, evaluation_times(steps))
-    plan = Plan(clock, solver, steps, times, fed.float(), bounds_of(config), device)
+    plan = Plan(clock, solver, steps, times, fed.float(), bounds_of(config), device, config.noise)
     check_fed(plan.fed[plan.start_indices])
     return plan
 

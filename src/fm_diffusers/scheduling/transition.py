@@ -16,12 +16,10 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from fm_diffusers.scheduling.noise import Generators, Noise, independent
 from fm_diffusers.scheduling.place import Place
-
-Generators = torch.Generator | list[torch.Generator]
 
 
 @dataclass
@@ -61,6 +59,7 @@ class Transition:
         place: where the loop is afterwards, to be handed to the next `transition`; None where
             samples are at different times.
         dtype: of samples that are drawn, the wider of the two dtypes given.
+        noise: where the noise of the step comes from.
     """
 
     mean: Tensor
@@ -68,17 +67,24 @@ class Transition:
     pred_original_sample: Tensor
     place: Place | None
     dtype: torch.dtype
+    noise: Noise = independent
 
     def sample(self, generator: Generators | None = None) -> Tensor:
-        """Draw the next sample, with one generator or one for each sample."""
+        """Draw the next sample, with one generator or one for each sample.
+
+        With `noise="brownian"` it is read from the paths that the place came with, and always the
+        same; see `GaussianFlowScheduler.first_place`.
+
+        Raises:
+            ValueError: with `noise="brownian"`, for a step that belongs to no loop.
+        """
         return in_dtype(self.draw(generator), self.dtype)
 
     def draw(self, generator: Generators | None = None) -> Tensor:
         """Draw the next sample in the precision of the mean."""
         if isinstance(self.std, float) and self.std == 0:
             return self.mean
-        shape = {"device": self.mean.device, "dtype": self.mean.dtype}
-        noise = randn_tensor(self.mean.shape, generator=generator, **shape)
+        noise = self.noise(self.mean, generator)
         if isinstance(self.std, float):
             return torch.add(self.mean, noise, alpha=self.std)
         return self.mean + self.std * noise
