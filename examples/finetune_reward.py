@@ -44,6 +44,7 @@ from fm_diffusers.training.arguments import ImageArguments, TrainingArguments, p
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.publishing import create_repository, publish
+from fm_diffusers.training.tuning import network_of
 
 
 @dataclass
@@ -216,8 +217,7 @@ def main(args: RewardArguments) -> None:
         adapt(args, pipe)
 
     def tuned(network: nn.Module) -> FlowMatchingPipeline:
-        parts = pipe.components | {name: network}
-        return FlowMatchingPipeline(**parts, null_label=pipe.config.null_label)
+        return network_of(pipe, network)
 
     def loss_of(network: nn.Module, batch: Tensor) -> Tensor:
         network.eval()  # no dropout: what has drawn the samples is what learns from them

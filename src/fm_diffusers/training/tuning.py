@@ -149,6 +149,4 @@ def warn_of_null(pipe: FlowMatchingPipeline, name: str, dropout: float) -> None:
 def network_of(pipe: FlowMatchingPipeline, network: nn.Module) -> FlowMatchingPipeline:
     """Return the pipeline with another network in the place of its own."""
     name = "unet" if pipe.transformer is None else "transformer"
-    return FlowMatchingPipeline(
-        **pipe.components | {name: network}, null_label=pipe.config.null_label
-    )
+    return FlowMatchingPipeline(**pipe.components | {name: network})
