@@ -22,6 +22,7 @@ from fm_diffusers.training.command_line import flags, parse
 from fm_diffusers.training.decoding import MODES
 from fm_diffusers.training.held_out import held_out_share, overlap
 from fm_diffusers.training.plugins import PLUGINS, load_plugins
+from fm_diffusers.training.public import public
 
 #: The smallest allowed value of integers that may be less than 1.
 MINIMUM = {"seed": 0, "lr_warmup_steps": 0, "dataloader_num_workers": 0}
@@ -175,10 +176,10 @@ class TrainingArguments:
         return {name: v for name, v in self.public().items() if name not in FREE}
 
     def command(self) -> str:
-        """Return the flags that differ from their defaults, never the token."""
+        """Return the flags that differ from their defaults, without token and local folders."""
         default = type(self)().public()
         changed = {k: v for k, v in self.public().items() if v is not None and v != default[k]}
-        return shlex.join(flags(changed))
+        return shlex.join(flags(public(changed)))
 
 
 @dataclass
