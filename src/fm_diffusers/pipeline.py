@@ -87,7 +87,7 @@ class FlowMatchingPipeline(SavedPipeline):
         vae: AutoencoderKL | None = None,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        id2label: dict[int | str, str] | None = None,
+        id2label: dict[int, str] | dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(

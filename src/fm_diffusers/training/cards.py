@@ -37,8 +37,8 @@ CARD = """# {title}
 {command}
 ```
 """
-PIPELINE = """{kind} images by flow matching, trained with [`fm_diffusers`]({url}) on `{dataset}`.
-{processes}.
+PIPELINE = """{told} images by flow matching, trained with [`fm_diffusers`]({url}) on `{dataset}`.
+{drawn}.
 """
 COUPLED = "Noise and data were coupled in the training, so it is sampled as an ODE"
 BOTH = "One network, sampled as an ODE (upper half) and as an SDE (lower half)"
@@ -72,8 +72,9 @@ from diffusers import AutoencoderKL
 
 vae = AutoencoderKL.from_pretrained("{title}")
 images = torch.zeros(1, {shape})  # in [-1, 1]
-codes = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
-images = vae.decode(codes / vae.config.scaling_factor).sample"""
+with torch.no_grad():
+    codes = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
+    images = vae.decode(codes / vae.config.scaling_factor).sample"""
 EVALUATION = """
 ## Evaluation
 
@@ -148,13 +149,12 @@ def fillings(record: dict[str, Any]) -> dict[str, Any]:
 
 def of_pipeline(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the metadata and the text of a pipeline's card."""
-    said, (kind, task, _) = fillings(record), CONDITIONED[record["conditioning"]]
+    told, task, _ = CONDITIONED[record["conditioning"]]
     stochastic = record["coupling"] == "independent"
+    said = fillings(record) | {"told": told, "drawn": BOTH if stochastic else COUPLED}
     tags = ["flow-matching", "fm_diffusers", record["path"]]
     return {"pipeline_tag": task, "tags": tags}, {
-        "said": PIPELINE.format(
-            **said | {"kind": kind}, processes=BOTH if stochastic else COUPLED
-        ),
+        "said": PIPELINE.format(**said),
         "classes": listed(record.get("id2label"), record.get("num_classes", 0)),
         "code": (DRAW_BOTH if stochastic else DRAW).format(**said),
     }
@@ -162,11 +162,12 @@ def of_pipeline(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
 
 def of_adapter(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the metadata and the text of the card of a LoRA."""
-    said, task = fillings(record), CONDITIONED[record["conditioning"]][1]
+    away = "" if record["model_on_hub"] else AWAY.format(**record)
+    said, task = fillings(record) | {"away": away}, CONDITIONED[record["conditioning"]][1]
     base = {"base_model": record["model"], "base_model_relation": "adapter"}
     data = {"pipeline_tag": task, "tags": ["flow-matching", "fm_diffusers", "lora"]}
     return data | (base if record["model_on_hub"] else {}), {
-        "said": ADAPTER.format(**said, away="" if record["model_on_hub"] else AWAY.format(**said)),
+        "said": ADAPTER.format(**said),
         "classes": listed(record.get("id2label"), record.get("num_classes", 0)),
         "code": ADAPT.format(**said),
     }
