@@ -238,7 +238,7 @@ DiffusionPipeline.from_pretrained("user/named-by-hand", trust_remote_code=True)
 """
 
 
-def test_without_the_X:
+def test_without_the_package_the_last_line_says_what_to_install(first, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT],
         env=first.hub.env,

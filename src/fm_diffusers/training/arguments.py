@@ -7,6 +7,7 @@ A script states its own flags as a dataclass that inherits from `TrainingArgumen
 
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from fm_diffusers.training.command_line import flags, parse
 from fm_diffusers.training.decoding import MODES
 from fm_diffusers.training.held_out import held_out_share, overlap
 from fm_diffusers.training.plugins import PLUGINS, load_plugins
-from fm_diffusers.training.public import public
 
 #: The smallest allowed value of integers that may be less than 1.
 MINIMUM = {"seed": 0, "lr_warmup_steps": 0, "dataloader_num_workers": 0}
@@ -175,11 +175,15 @@ class TrainingArguments:
         """Return what the rest of a run depends on, beside its state and the numbers of steps."""
         return {name: v for name, v in self.public().items() if name not in FREE}
 
-    def command(self) -> str:
-        """Return the flags that differ from their defaults, without token and local folders."""
+    def command(self, told: Callable[[dict], dict] = dict) -> str:
+        """Return the flags that differ from their defaults, never the token.
+
+        Args:
+            told: what is said of the values; `public` says nothing of local folders.
+        """
         default = type(self)().public()
         changed = {k: v for k, v in self.public().items() if v is not None and v != default[k]}
-        return shlex.join(flags(public(changed)))
+        return shlex.join(flags(told(changed)))
 
 
 @dataclass

@@ -113,7 +113,7 @@ def write_record(
         "hardware": hardware(),
         "version": fm_diffusers.__version__,
         "commit": commit(),
-        "command": f"accelerate launch examples/{Path(sys.argv[0]).name} {args.command()}",
+        "command": f"accelerate launch examples/{Path(sys.argv[0]).name} {args.command(public)}",
     }
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     write_card(folder)
