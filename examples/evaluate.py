@@ -32,10 +32,13 @@ from torch import Tensor
 from fm_diffusers import DIFFUSIONS, SOLVERS, FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.evaluation import Judge, train_classifier
 from fm_diffusers.likelihood import bits_per_dimension, dequantize, log_prob, on_grid
+from fm_diffusers.training.cards import write_card
 from fm_diffusers.training.command_line import parse
 from fm_diffusers.training.data import load_images
 from fm_diffusers.training.plugins import PLUGINS, load_plugins
-from fm_diffusers.training.publishing import conditioning, push, retitle, write_card
+from fm_diffusers.training.public import public
+from fm_diffusers.training.publishing import conditioning, push, retitle
+from fm_diffusers.training.tuning import class_map
 
 
 @dataclass
@@ -95,15 +98,23 @@ class EvaluationArguments:
 
 @dataclass(frozen=True)
 class Real:
-    """Real images in uint8, with labels and, where the data set has them, captions."""
+    """Real images in uint8, with labels and, where the data set has them, captions.
+
+    Attributes:
+        images: of the data set.
+        labels: its own numbers of the classes.
+        captions: of the images.
+        numbers: the pipeline's number of every class.
+    """
 
     images: Tensor
     labels: Tensor
     captions: list[str] | None
+    numbers: Tensor
 
     def __getitem__(self, order: Tensor) -> "Real":
         captions = self.captions and [self.captions[i] for i in order.tolist()]
-        return Real(self.images[order], self.labels[order], captions)
+        return Real(self.images[order], self.labels[order], captions, self.numbers)
 
     @property
     def scaled(self) -> Tensor:
@@ -116,13 +127,13 @@ class Real:
             raise ValueError("the pipeline takes prompts: name their column by --caption_column")
         return {
             "prompt": {"prompt": self.captions},
-            "class": {"class_labels": self.labels.tolist()},
+            "class": {"class_labels": self.numbers[self.labels].tolist()},
             None: {},
         }[conditioning(pipe)]
 
 
-def load(args: EvaluationArguments, split: str) -> Real:
-    """Return the images of a split, shuffled."""
+def load(args: EvaluationArguments, pipe: FlowMatchingPipeline, split: str) -> Real:
+    """Return the images of a split, shuffled, and how its classes are asked for."""
     data = load_images(
         args.dataset_name,
         config_name=args.dataset_config_name,
@@ -139,14 +150,15 @@ def load(args: EvaluationArguments, split: str) -> Real:
             "compared (--label_column), and fit into memory (--resolution)"
         )
     order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(args.seed))
-    return Real(data.images, data.labels, data.captions)[order[: args.max_real_images]]
+    numbers = torch.tensor(class_map(args.model, pipe, data)[0])
+    return Real(data.images, data.labels, data.captions, numbers)[order[: args.max_real_images]]
 
 
-def load_all(args: EvaluationArguments) -> list[Real]:
+def load_all(args: EvaluationArguments, pipe: FlowMatchingPipeline) -> list[Real]:
     """Return the images for the classifier, those to compare with, and further ones."""
-    known = load(args, args.dataset_split)
+    known = load(args, pipe, args.dataset_split)
     half = torch.arange(len(known.images)).chunk(2)
-    held_out = known[half[1]] if args.test_split is None else load(args, args.test_split)
+    held_out = known[half[1]] if args.test_split is None else load(args, pipe, args.test_split)
     known = known[half[0]] if args.test_split is None else known
     return [known, *(held_out[part] for part in torch.arange(len(held_out.images)).chunk(2))]
 
@@ -202,7 +214,7 @@ def measure(
 
 def likelihood(
     pipe: FlowMatchingPipeline, real: Real, args: EvaluationArguments
-) -> dict[str, float]:
+) -> dict[str, float | int | str]:
     """Return the bits per dimension of real images, with one random vector for each."""
     generator, found = torch.Generator().manual_seed(args.seed), []
     count = min(args.num_likelihood_images, len(real.images))
@@ -221,7 +233,9 @@ def likelihood(
         )
         found.append(density.value.cpu())
     bits = bits_per_dimension(torch.cat(found), real.images[0].numel())
-    return bits._asdict() | {"num_images": count}
+    steps = args.likelihood_steps
+    sampler = f"the ODE, RK4 on {steps} steps ({4 * steps} evaluations), one probe an image"
+    return bits._asdict() | {"num_images": count, "sampler": sampler}
 
 
 def results(args: EvaluationArguments) -> Path:
@@ -266,8 +280,8 @@ def publish(args: EvaluationArguments, folder: Path) -> None:
 def main(args: EvaluationArguments) -> dict[str, Any]:
     """Print the table, write it with its picture and return it."""
     folder = results(args)
-    known, compared, further = load_all(args)
     pipe = FlowMatchingPipeline.from_pretrained(args.model)
+    known, compared, further = load_all(args, pipe)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
     processes, trained = schedulers(pipe, args), pipe.scheduler
@@ -278,12 +292,12 @@ def main(args: EvaluationArguments) -> dict[str, Any]:
     print(" " * 57 + "".join(f"{title:>11s}" for title, _ in FIGURES.values()))
     print(f"{f'{len(few)} real images':57s}" + numbers(real))
     figures = {
-        "dataset": args.dataset_name,
+        "dataset": public(args.dataset_name),
         "num_samples": args.num_samples,
         "real": real | {"num_images": len(few)},
         "rows": [],
         "bits_per_dimension": None,
-        "arguments": {name: v for name, v in vars(args).items() if name != "hub_token"},
+        "arguments": public({k: v for k, v in vars(args).items() if k != "hub_token"}),
     }
     for row in measure(pipe, processes, judge, further, args):
         print(line(row), flush=True)

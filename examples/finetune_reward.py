@@ -43,7 +43,9 @@ from fm_diffusers.scheduling.transition import Transition
 from fm_diffusers.training.arguments import ImageArguments, TrainingArguments, parse, start
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
+from fm_diffusers.training.public import public
 from fm_diffusers.training.publishing import create_repository, publish
+from fm_diffusers.training.tuning import network_of
 
 
 @dataclass
@@ -53,12 +55,14 @@ class RewardArguments(ImageArguments, TrainingArguments):
     model: str = field(default="outputs/mnist", metadata={"help": "A folder or a Hub id."})
     output_dir: str = "outputs/reward"
     reward: str = field(default="class", metadata={"help": "class, ink, or module:function."})
-    reward_class: int | None = field(
-        default=None, metadata={"help": "Of `class`; by default what each image is asked for."}
+    reward_class: str | None = field(
+        default=None,
+        metadata={"help": "Of `class`, name or number; by default what each image is asked for."},
     )
     label_column: str = field(default="label", metadata={"help": "For the classifier of `class`."})
-    class_labels: list[int] | None = field(
-        default=None, metadata={"help": "What is asked for; by default every class."}
+    class_labels: list[str] | None = field(
+        default=None,
+        metadata={"help": "What is asked for, names or numbers; by default every class."},
     )
     prompts: list[str] | None = field(
         default=None, metadata={"help": "What is asked for, of networks that take text."}
@@ -216,8 +220,7 @@ def main(args: RewardArguments) -> None:
         adapt(args, pipe)
 
     def tuned(network: nn.Module) -> FlowMatchingPipeline:
-        parts = pipe.components | {name: network}
-        return FlowMatchingPipeline(**parts, null_label=pipe.config.null_label)
+        return network_of(pipe, network)
 
     def loss_of(network: nn.Module, batch: Tensor) -> Tensor:
         network.eval()  # no dropout: what has drawn the samples is what learns from them
@@ -260,13 +263,17 @@ def main(args: RewardArguments) -> None:
             done.unload_lora_weights()
         picture.save(folder / "before.png")
         curve.draw(folder / "curve.png", args.reward)
-        figures = {"fine-tuned from": args.model, "coupling": "independent"} | figures
+        model, shown = public(args.model), asking.shown()
+        figures = {"fine-tuned from": model, "coupling": "independent"} | figures
+        figures["measured on"] = (
+            f"{args.num_samples} samples by {args.dynamics}, {args.num_inference_steps} steps"
+        )
         figures["mean reward, before and after"] = f"{before['reward']}, {after['reward']}"
         figures["KL of the trajectories from the start, in nats"] = after["KL"]
         figures["before (ODE)"] = "![before](before.png)"
         figures["curve"] = "![reward and KL](curve.png)"
-        dataset = f"samples of {args.model}, rewarded by {args.reward}"
-        publish(args, done, sample_grid(done, **asking.shown()), figures, dataset, repo_id)
+        dataset = f"samples of {model}, rewarded by {args.reward}"
+        publish(args, done, sample_grid(done, **shown), figures, dataset, repo_id, shown)
     accelerator.end_training()
 
 

@@ -15,6 +15,8 @@ from train_mnist import load_data
 from fm_diffusers import FlowMatchingPipeline
 from fm_diffusers.evaluation import Classifier, train_classifier
 from fm_diffusers.pipelines.conditions import Asked
+from fm_diffusers.pipelines.labels import numbers_of, owners
+from fm_diffusers.training.tuning import class_map
 
 if TYPE_CHECKING:
     from finetune_reward import RewardArguments
@@ -29,7 +31,7 @@ class Asking:
     Attributes:
         pipe: the pipeline.
         name: the argument of a call, `class_labels` or `prompt`; "" asks for nothing.
-        values: classes or prompts; [None] for nothing.
+        values: numbers of classes, or prompts; [None] for nothing.
     """
 
     pipe: FlowMatchingPipeline
@@ -50,9 +52,10 @@ class Asking:
         if args.unconditional or not given and not pipe.num_classes:
             given = {"": [None]}
         name, values = next(iter(given.items()), ("class_labels", [*range(pipe.num_classes)]))
-        asking = cls(pipe, name, values)
-        pipe.check_inputs(asking.asked(values))
-        return asking
+        if name == "class_labels":
+            values = [number_or_name(value, pipe.config.id2label) for value in values]
+        pipe.check_inputs(cls(pipe, name, values).asked(values))
+        return cls(pipe, name, pipe.get_label_ids(values) if name == "class_labels" else values)
 
     def asked(self, values: list[Any]) -> Asked:
         """Return the call that asks for one image of each of the values."""
@@ -72,6 +75,12 @@ class Asking:
         return {self.name: self.cycled(40)} if self.name else {"batch_size": 40}
 
 
+def number_or_name(value: int | str, id2label: dict[int, str] | None) -> int | str:
+    """Return a class of the command line: a name if there is such a name, else a number."""
+    named = isinstance(value, str) and (not value.isdecimal() or value in owners(id2label or {}))
+    return value if named else int(value)
+
+
 def ink(images: Tensor, asked: list[Any]) -> Tensor:
     """Return the mean brightness of images, from 0 to 1."""
     return ((images.clamp(-1, 1) + 1) / 2).flatten(1).mean(1)
@@ -79,12 +88,11 @@ def ink(images: Tensor, asked: list[Any]) -> Tensor:
 
 @torch.no_grad()
 def class_probability(
-    classifier: Classifier, wanted: int | None, images: Tensor, asked: list[Any]
+    classifier: Classifier, classes: dict[Any, int], images: Tensor, asked: list[Any]
 ) -> Tensor:
-    """Return the probability of a class, or of the one that each image was asked for."""
-    labels = asked if wanted is None else [wanted] * len(images)
+    """Return the probability of the class that is wanted of what each image was asked for."""
     probabilities = classifier(images.clamp(-1, 1)).softmax(1)
-    index = torch.tensor(labels, device=images.device)
+    index = torch.tensor([classes[one] for one in asked], device=images.device)
     return probabilities.gather(1, index[:, None])[:, 0]
 
 
@@ -119,16 +127,20 @@ def load_classifier(args: "RewardArguments", asking: Asking, device: torch.devic
             f"{args.model} draws {drawn.in_channels} channels, {args.dataset_name} has "
             f"{data.shape[0]}: choose another --image_mode"
         )
-    wanted = asking.values if args.reward_class is None else [args.reward_class]
-    if any(type(k) is not int or not 0 <= k < data.num_classes for k in wanted):
+    if args.reward_class is not None:
+        wanted = number_or_name(args.reward_class, data.id2label)
+        (wanted,) = numbers_of(wanted, data.id2label, data.num_classes, "--reward_class")
+        classes = dict.fromkeys(asking.values, wanted)
+    else:
+        numbers, _ = class_map(args.model, asking.pipe, data)
+        classes = {number: own for own, number in enumerate(numbers)}
+    if not set(asking.values) <= set(classes):
         raise ValueError(
             f"--reward class knows classes from 0 to {data.num_classes - 1}, and images are asked "
-            f"for by {wanted}: say by --reward_class which one is wanted"
+            f"for by {asking.values}: say by --reward_class which one is wanted"
         )
     images, labels = data.images.to(device).float() / 127.5 - 1, data.labels.to(device)
-    return partial(
-        class_probability, train_classifier(images, labels, seed=args.seed), args.reward_class
-    )
+    return partial(class_probability, train_classifier(images, labels, seed=args.seed), classes)
 
 
 def import_function(name: str) -> Reward:

@@ -13,7 +13,6 @@ Reference: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusio
 https://arxiv.org/abs/2112.10752.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 from train_mnist import train
 
+from fm_diffusers.pipelines.hub import forget_origins
 from fm_diffusers.training.arguments import (
     ImageArguments,
     TrainingArguments,
@@ -32,7 +32,7 @@ from fm_diffusers.training.arguments import (
     start,
 )
 from fm_diffusers.training.flow import scaled
-from fm_diffusers.training.publishing import beginnings, create_repository, push
+from fm_diffusers.training.publishing import create_repository, push, write_record
 from fm_diffusers.training.splits import hold_out, load_data
 from fm_diffusers.training.tuning import load_autoencoder, plain
 
@@ -164,9 +164,10 @@ def main(args: AutoencoderArguments) -> None:
     if outcome is not None and accelerator.is_main_process:
         (network, figures), folder = outcome, Path(args.output_dir)
         standardise(network.vae, shown).save_pretrained(folder)
+        forget_origins(folder)
         draw(network).save(folder / "reconstructions.png")
-        record = figures | beginnings(args)
-        (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        own = {"kind": "autoencoder", "shape": [*data.shape], **figures}
+        write_record(args, own, args.dataset_name, repo_id)
         print(f"saved {folder}: {figures}")
         if repo_id is not None:
             push(folder, repo_id, f"Train for {figures['steps']} steps", args.hub_token)

@@ -10,7 +10,7 @@ of rank r. The adapters alone are saved, with a picture of what the same noise b
 
     pipe = FlowMatchingPipeline.from_pretrained("outputs/mnist")
     pipe.load_lora_weights("outputs/fashion")
-    pipe(class_labels=[3, 7], guidance_scale=2.0).images
+    pipe([3, 7], guidance_scale=2.0).images
 
 Pipelines may have classes, prompts (`--caption_column`) or neither, a U-Net or a transformer, and
 an autoencoder.
@@ -22,28 +22,38 @@ https://arxiv.org/abs/2106.09685.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from diffusers.utils import make_image_grid
-from lora_card import publish_adapter
 from peft import LoraConfig
 from PIL import Image
 from torch import Tensor, nn
 from train_mnist import train
 
 from fm_diffusers import FlowMatchingPipeline
-from fm_diffusers.pipelines.conditions import Asked
+from fm_diffusers.pipelines.cards import example
+from fm_diffusers.pipelines.conditions import Asked, states_of, tokenize
+from fm_diffusers.pipelines.lora import lora_layers
 from fm_diffusers.training.arguments import ImageArguments, check_output, parse, start
+from fm_diffusers.training.captions import warn_of_long
 from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.flow import LossArguments, coupled_noise, flow_loss, scaled
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
-from fm_diffusers.training.publishing import beginnings, create_repository, hardware
+from fm_diffusers.training.public import on_hub, public
+from fm_diffusers.training.publishing import create_repository, push, told, write_record
 from fm_diffusers.training.splits import hold_out, load_data
-from fm_diffusers.training.tuning import check_data, load_pipeline, network_of, warn_of_null
+from fm_diffusers.training.tuning import (
+    check_data,
+    class_map,
+    load_pipeline,
+    network_of,
+    warn_of_null,
+)
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 #: Layers that are adapted by default; a U-Net may attend at its lowest level only.
@@ -97,6 +107,8 @@ def load_conditions(args: LoraArguments, pipe: FlowMatchingPipeline) -> ImageDat
             f"knows {pipe.num_classes}: choose another --label_column, or '' to train without"
         )
     check_data(args, args.model, pipe, data)
+    if data.captions is not None:
+        warn_of_long(pipe.tokenizer, data.captions)
     if not any(column.values()):
         pipe.check_inputs(Asked(batch_size=1))
     elif data.num_classes:
@@ -122,8 +134,17 @@ def adapt(args: LoraArguments, pipe: FlowMatchingPipeline) -> tuple[str, LoraCon
     return name, config
 
 
-def make_loss(args: LoraArguments, pipe: FlowMatchingPipeline) -> Callable[..., Tensor]:
-    """Return the loss of a network on a batch, told what the pipeline's network is told."""
+def make_loss(
+    args: LoraArguments, pipe: FlowMatchingPipeline, numbers: list[int]
+) -> Callable[..., Tensor]:
+    """Return the loss of a network on a batch, told what the pipeline's network is told.
+
+    Args:
+        args: of the script.
+        pipe: the pipeline.
+        numbers: its number of every class of the data.
+    """
+    own = torch.tensor(numbers, dtype=torch.long, device=pipe.device)
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
@@ -137,10 +158,13 @@ def make_loss(args: LoraArguments, pipe: FlowMatchingPipeline) -> Callable[..., 
         texts, label, null = batch.get("caption"), batch.get("label"), pipe.config.null_label
         if texts is not None:
             kept = ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
-            numbers = [texts.index(text) for text in texts]
-            return pipe.encode_prompt(kept)[0], torch.tensor(numbers, device=dropped.device)
+            kinds = [texts.index(text) for text in texts]
+            ids = tokenize(pipe.tokenizer, kept).ids.to(dropped.device)
+            states = states_of(pipe.text_encoder, ids, kept).to(pipe.network.dtype)
+            return states, torch.tensor(kinds, device=dropped.device)
         if label is None:
             return pipe.encode_condition(Asked(batch_size=len(dropped))), None
+        label = own[label]
         return label if null is None else label.masked_fill(dropped, null), label
 
     def loss_of(network: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -163,12 +187,30 @@ def measure(
     return round(torch.stack(parts).mean().item(), 5)
 
 
-def shown(pipe: FlowMatchingPipeline, data: ImageData) -> dict[str, Any]:
+def shown(pipe: FlowMatchingPipeline, data: ImageData, numbers: list[int]) -> dict[str, Any]:
     """Return what pictures are asked for: two rows of classes, of prompts, or of nothing."""
     if pipe.num_classes:
-        return {"class_labels": 2 * list(range(min(pipe.num_classes, 10)))}
+        return {"class_labels": 2 * (numbers or [*range(pipe.num_classes)])[:10]}
     prompts = list(dict.fromkeys(data.captions or []))[:10]
     return {"prompt": 2 * prompts} if prompts else {"batch_size": 20}
+
+
+def publish_adapter(
+    args: LoraArguments,
+    network: dict[str, nn.Module],
+    picture: Image.Image,
+    figures: dict[str, Any],
+    repo_id: str | None,
+) -> None:
+    """Save the adapter of a component with picture, figures and card, and push it to `repo_id`."""
+    folder, model = Path(args.output_dir), public(args.model)
+    FlowMatchingPipeline.save_lora_weights(folder, **lora_layers(**network))
+    picture.save(folder / "samples.png")
+    own = {"kind": "adapter", "model": model, "model_on_hub": on_hub(model), **figures}
+    write_record(args, own, args.dataset_name, repo_id)
+    print(f"saved {folder}: {figures}")
+    if repo_id is not None:
+        push(folder, repo_id, f"Train for {figures['steps']} steps", args.hub_token)
 
 
 def main(args: LoraArguments) -> None:
@@ -180,8 +222,9 @@ def main(args: LoraArguments) -> None:
         data = load_conditions(args, pipe)
         held_out = hold_out(args, data, **columns(args, pipe))
     pipe.to(accelerator.device)
-    asked = shown(pipe, data) | {"rows": 2, "stochastic": False}
-    loss_of, plain = make_loss(args, pipe), sample_grid(pipe, **asked)
+    numbers, names = class_map(args.model, pipe, data)
+    asked = shown(pipe, data, numbers) | {"rows": 2, "stochastic": False}
+    loss_of, plain = make_loss(args, pipe, numbers), sample_grid(pipe, **asked)
     before = measure(loss_of, pipe.network, data, args)
     name, config = adapt(args, pipe)
 
@@ -201,10 +244,11 @@ def main(args: LoraArguments) -> None:
             "layers": " ".join(sorted(config.target_modules)),
             "loss before": before,
             "loss": measure(loss_of, network, data, args),
-            **beginnings(args),
-            "hardware": hardware(),
         }
-        publish_adapter(args, network_of(pipe, network), name, draw(network), figures, repo_id)
+        said = told(network_of(pipe, network, id2label=names), asked)
+        if names != pipe.config.id2label:  # the pipeline has other names, or none
+            said["asked"] = example(asked)
+        publish_adapter(args, {name: network}, draw(network), said | figures, repo_id)
     accelerator.end_training()
 
 

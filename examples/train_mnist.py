@@ -15,7 +15,9 @@ ships, which need no network:
 `FlowMatchingPipeline` with the EMA weights, a picture and a model card:
 
     pipe = FlowMatchingPipeline.from_pretrained("outputs/digits")
-    pipe(class_labels=[3, 7], guidance_scale=2.0).images
+    pipe([3, 7], guidance_scale=2.0).images
+
+Classes keep their names, those of a ClassLabel, of folders or of a column: `pipe(["cat", "dog"])`.
 
 `--init_from outputs/digits` begins with the network of such a pipeline in place of a new one.
 """
@@ -52,7 +54,13 @@ from fm_diffusers.training.pictures import log_picture, sample_grid
 from fm_diffusers.training.publishing import create_repository, publish, say_finished
 from fm_diffusers.training.splits import hold_out, load_data
 from fm_diffusers.training.steps import plan_steps, take_rates
-from fm_diffusers.training.tuning import adopt, check_classes, check_data, network_of
+from fm_diffusers.training.tuning import (
+    adopt,
+    check_classes,
+    check_data,
+    class_map,
+    network_of,
+)
 
 
 @dataclass
@@ -233,16 +241,19 @@ def main(
         data = load_data(args, **column)
         held_out = hold_out(args, data, **column)
     classes, takes_labels = data.num_classes, args.backbone == "transformer"
-    null = classes if classes or takes_labels else None
+    null, names = classes if classes or takes_labels else None, data.id2label
+    numbers = torch.arange(classes, device=accelerator.device)
     if base is not None:
         check_data(args, args.init_from, base, data)
         check_classes(args, base, data)
-        null = base.config.null_label
+        null, (order, names) = base.config.null_label, class_map(args.init_from, base, data)
+        numbers = numbers.new_tensor(order)
     scheduler = args.scheduler() if base is None else base.scheduler
     shape = tuple(encode(torch.zeros(1, *data.shape)).shape[1:])
 
     def loss_of(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         z, label = encode(scaled(args, batch["image"])), batch.get("label")
+        label = label if label is None else numbers[label]
         eps = coupled_noise(args, z, label)
         if label is None and takes_labels:
             label = torch.zeros(len(z), dtype=torch.long, device=z.device)
@@ -252,9 +263,9 @@ def main(
 
     def pipeline(network: nn.Module) -> FlowMatchingPipeline:
         if base is not None:
-            return network_of(base, network)
+            return network_of(base, network, id2label=names)
         parts = {args.backbone: network, "scheduler": scheduler, **components}
-        return FlowMatchingPipeline(**parts, null_label=null)
+        return FlowMatchingPipeline(**parts, null_label=null, id2label=names)
 
     shown = list(range(min(classes, 10)))
     asked = {"class_labels": 4 * shown} if classes else {"batch_size": 40}
@@ -271,7 +282,8 @@ def main(
     if outcome is not None and accelerator.is_main_process:
         pipe, figures = pipeline(outcome[0]), outcome[1]
         figures = {"objective": args.objective, "coupling": args.coupling} | figures
-        publish(args, pipe, sample_grid(pipe, **asked), figures, args.dataset_name, repo_id)
+        picture = sample_grid(pipe, **asked)
+        publish(args, pipe, picture, figures, args.dataset_name, repo_id, asked)
     accelerator.end_training()
 
 

@@ -9,7 +9,9 @@ patch32`; it stays as it is), or by default a small CLIP text model with a vocab
 captions' own words, which is trained along and needs no network:
 
     pipe = FlowMatchingPipeline.from_pretrained("outputs/mnist-text")
-    pipe(prompt="a handwritten seven", guidance_scale=2.0).images
+    pipe("a handwritten seven", guidance_scale=2.0).images
+
+Captions that are longer than the text encoder takes are cut, as prompts are, with a warning.
 """
 
 import warnings
@@ -35,7 +37,9 @@ from transformers import (
 )
 
 from fm_diffusers import FlowMatchingPipeline
+from fm_diffusers.pipelines.conditions import tokenize
 from fm_diffusers.training.arguments import ImageArguments, check_output, parse, start
+from fm_diffusers.training.captions import warn_of_long
 from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, scaled
 from fm_diffusers.training.networks import UNET_WIDTHS, choose_widths
@@ -58,9 +62,6 @@ class TextArguments(ImageArguments, FlowArguments):
     label_column: str = "label"
     template: str = field(
         default="a handwritten {}", metadata={"help": "Caption of a class; digits become words."}
-    )
-    truncate_captions: bool = field(
-        default=False, metadata={"help": "Cut captions to the length that the tokenizer allows."}
     )
     text_encoder: str = field(
         default="", metadata={"help": "Hub id or folder; by default a small one is trained along."}
@@ -241,26 +242,20 @@ def main(args: TextArguments) -> None:
         tokenizer, unet, scheduler = base.tokenizer, base.unet, base.scheduler
         text_encoder = base.text_encoder.requires_grad_(args.train_text_encoder)
 
-    def tokenize(texts: list[str]) -> Tensor:
-        length = tokenizer.model_max_length
-        options = {"padding": "max_length", "max_length": length, "return_tensors": "pt"}
-        tokens = tokenizer(texts, truncation=args.truncate_captions, **options).input_ids
-        if tokens.shape[1] > length:
-            raise ValueError(
-                f"captions must have at most {length} tokens, one of these has {tokens.shape[1]}: "
-                f"say --truncate_captions, or shorten it: {texts}"
-            )
-        return tokens.to(accelerator.device)
+    warn_of_long(tokenizer, captions, args.streaming)
 
-    known = tokenize(captions if not column else [""])  # the captions of classes, once
+    def tokens_of(texts: list[str]) -> Tensor:
+        return tokenize(tokenizer, texts).ids.to(accelerator.device)
+
+    known = tokens_of(captions if not column else [""])  # the captions of classes, once
 
     def loss_of(network: nn.Module, batch: dict[str, Any]) -> Tensor:
         z = scaled(args, batch["image"])
-        tokens = tokenize(batch["caption"]) if column else known[batch["label"]]
+        tokens = tokens_of(batch["caption"]) if column else known[batch["label"]]
         labels = torch.unique(tokens, dim=0, return_inverse=True)[1]  # equal captions, one class
         eps = coupled_noise(args, z, labels)
         dropped = torch.rand(len(z), device=z.device) < args.prompt_dropout
-        tokens = torch.where(dropped[:, None], tokenize([""]), tokens)
+        tokens = torch.where(dropped[:, None], tokens_of([""]), tokens)
         return flow_loss(args, scheduler, network, z, eps, tokens)
 
     def pipeline(network: Prompted) -> FlowMatchingPipeline:
@@ -289,7 +284,9 @@ def main(args: TextArguments) -> None:
     if outcome is not None and accelerator.is_main_process:
         network, figures = outcome
         figures = {"objective": args.objective, "coupling": args.coupling} | figures
-        publish(args, pipeline(network), draw(network), figures, args.dataset_name, repo_id)
+        asked = {"prompt": [text for text in captions if text][:100] or [""]}
+        pipe, picture = pipeline(network), draw(network)
+        publish(args, pipe, picture, figures, args.dataset_name, repo_id, asked)
     accelerator.end_training()
 
 

@@ -73,7 +73,8 @@ def test_noise_is_told_from_digits_and_its_likelihood_is_exact(examples, silent)
     ]
     assert [row["diffusion"] for row in rows].count("memoryless") == 4
 
-    images = evaluate.load_all(arguments)[2].images[:20]
+    pipe = FlowMatchingPipeline.from_pretrained(silent)
+    images = evaluate.load_all(arguments, pipe)[2].images[:20]
     x = evaluate.dequantize(images, torch.Generator().manual_seed(0))
     bits = ((x.square().mean() + math.log(2 * math.pi)) / 2).item() / math.log(2)
     found = figures["bits_per_dimension"]

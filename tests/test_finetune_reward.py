@@ -73,7 +73,7 @@ def test_a_pipeline_pictures_curve_and_card_are_left(rank, script, tmp_path):
     assert not pipe.get_list_adapters()
     assert not equal(weights(output), weights(Path(base)))
     record = json.loads((output / "training.json").read_text())
-    assert record["steps"] == 2 and record["fine-tuned from"] == base
+    assert record["steps"] == 2 and record["fine-tuned from"] == Path(base).name
     card = (output / "README.md").read_text()
     for file in ("before.png", "curve.png", "samples.png"):
         assert (output / file).is_file() and f"({file})" in card
@@ -227,7 +227,11 @@ def test_flags_that_contradict_each_other_are_refused(flags, message, script):
         ({"reward_class": 1}, "--reward_class is of --reward class, got 'ink'"),
         (
             {"reward": "class", "dataset_name": "digits", "reward_class": 10},
-            "classes from 0 to 9, .* by --reward_class which one",
+            r"--reward_class must be integers in 0\.\.9, got \[10\]",
+        ),
+        (
+            {"reward": "class", "dataset_name": "digits", "reward_class": "ten"},
+            "--reward_class 'ten' is the name of no class, the closest is",
         ),
         (
             {"reward": "class", "dataset_name": "digits", "unconditional": True},

@@ -84,7 +84,7 @@ def test_a_transformer_without_classes_is_fed_its_only_label():
             expected = scheduler.step(output, t, expected).prev_sample
     assert_same(draw(pipe, batch_size=2), expected)
     with pytest.raises(ValueError, match="class_labels was given, but .* is unconditional"):
-        draw(pipe, [0])
+        draw(pipe, class_labels=[0])
 
 
 def test_a_transformer_without_null_label_needs_labels():

@@ -5,11 +5,11 @@ The pipeline knows nothing of paths or solvers: it draws noise, asks the network
 Which process is sampled is a matter of the scheduler's configuration::
 
     pipe = FlowMatchingPipeline.from_pretrained("user/flow-mnist")
-    ode = pipe(class_labels=[3, 7]).images
+    ode = pipe([3, 7]).images  # labels, by number or by name; or prompts
     pipe.scheduler = GaussianFlowScheduler.from_config(
         pipe.scheduler.config, diffusion="memoryless"
     )
-    sde = pipe(class_labels=[3, 7]).images
+    sde = pipe([3, 7]).images
 """
 
 from collections.abc import Callable
@@ -36,6 +36,7 @@ from fm_diffusers.pipelines.conditions import Asked
 from fm_diffusers.pipelines.denoising import alone, denoise, predict
 from fm_diffusers.pipelines.editing import Editing
 from fm_diffusers.pipelines.guidance import Guidance, guidance_of
+from fm_diffusers.pipelines.labels import by_number, label_ids
 from fm_diffusers.pipelines.latents import Latents
 from fm_diffusers.pipelines.networks import check_components
 from fm_diffusers.pipelines.operations import Operations
@@ -61,6 +62,8 @@ class FlowMatchingPipeline(Operations):
         tokenizer: of the text encoder.
         guider: guides every call that brings no other and no `guidance_scale`, one of diffusers'
             guiders; see `pipelines.guidance`.
+        id2label: names of the classes by number, by which they can be asked for as well; several
+            of one class stand between commas, as in diffusers' `DiTPipeline`.
 
     Calls may run in several threads at once: each steps a scheduler of its own, and afterwards
     `scheduler.timesteps` are those of the call that ended last. Give each its own `generator`; the
@@ -93,6 +96,7 @@ class FlowMatchingPipeline(Operations):
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         guider: BaseGuidance | None = None,
+        id2label: dict[int, str] | dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -104,9 +108,24 @@ class FlowMatchingPipeline(Operations):
             tokenizer=tokenizer,
             guider=guider,
         )
-        self.register_to_config(null_label=null_label)
+        self.register_to_config(null_label=null_label, id2label=id2label)
         check_components(self)
+        self.register_to_config(id2label=by_number(id2label, self.num_classes))
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """All that makes the pipeline anew, `FlowMatchingPipeline(**pipe.components)`.
+
+        Beside the modules that is `null_label` and `id2label`, where they are set.
+        """
+        told = {name: self.config[name] for name in ("null_label", "id2label")}
+        return super().components | {k: v for k, v in told.items() if v is not None}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What diffusers passes beside the components: nothing, they hold all."""
+        return {}
 
     @property
     def network(self) -> nn.Module:
@@ -116,8 +135,8 @@ class FlowMatchingPipeline(Operations):
     @property
     def conditioning(self) -> Conditioning:
         """What turns labels and prompts into the condition that the network is fed."""
-        texts = (self.text_encoder, self.tokenizer)
-        return Conditioning(self.network, self.config.null_label, *texts)
+        texts, config = (self.text_encoder, self.tokenizer), self.config
+        return Conditioning(self.network, config.null_label, *texts, config.id2label)
 
     @property
     def canvas(self) -> Latents:
@@ -133,6 +152,15 @@ class FlowMatchingPipeline(Operations):
     def num_classes(self) -> int:
         """Number of classes that can be asked for; 0 for networks without."""
         return self.conditioning.num_classes
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """The class of every name that asks for one, as diffusers' `DiTPipeline` has it."""
+        return label_ids(self.config.id2label)
+
+    def get_label_ids(self, label: str | list[str]) -> list[int]:
+        """Return the classes that names ask for."""
+        return self.conditioning.numbers(label)
 
     @property
     def takes(self) -> str:
@@ -165,7 +193,11 @@ class FlowMatchingPipeline(Operations):
         return self.conditioning.encode(asked, self._execution_device)
 
     def encode_labels(
-        self, labels: list[int] | None, num_images_per_label: int, batch_size: int, guide: bool
+        self,
+        labels: int | str | list[int | str] | Tensor | None,
+        num_images_per_label: int,
+        batch_size: int,
+        guide: bool,
     ) -> Tensor | None:
         """Return the labels of the batch, preceded by as many null labels where it is guided."""
         counts, device = (num_images_per_label, batch_size), self._execution_device
@@ -230,7 +262,8 @@ class FlowMatchingPipeline(Operations):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | list[int] | Tensor | None = None,
+        condition: int | str | list[int | str] | Tensor | None = None,
+        /,
         num_images_per_label: int = 1,
         batch_size: int | None = None,
         num_inference_steps: int | None = None,
@@ -254,12 +287,13 @@ class FlowMatchingPipeline(Operations):
         image: Any = None,
         strength: float | None = None,
         mask_image: Any = None,
+        class_labels: int | str | list[int | str] | Tensor | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         r"""Draw images, or change some.
 
         Args:
-            class_labels: a label or a list of labels, one for each image; None draws from the
-                network without a class.
+            condition: `class_labels` for a network that takes labels, `prompt` for one that takes
+                text; it has no name of its own.
             num_images_per_label: number of images of each label, next to each other.
             batch_size: number of images where there are no labels and no prompts; by default 1.
             num_inference_steps: number of steps from noise to data, by default 50.
@@ -296,6 +330,8 @@ class FlowMatchingPipeline(Operations):
                 returns the image, 1 ignores what is not held by a mask.
             mask_image: what may change, one grey picture for all or one for each: white may, black
                 comes back as it was, a grey of m may from where the share m of the steps is left.
+            class_labels: a label or a list of labels, one for each image, by number or by a name
+                in `labels`; None draws from the network without a class.
 
         Returns:
             The images.
@@ -304,11 +340,13 @@ class FlowMatchingPipeline(Operations):
             ValueError: for conditions, sizes or options that the network cannot serve, and for
                 components that return something else than they should.
         """
+        check_components(self)
         asked = self.asking(
+            condition,
             class_labels=class_labels,
+            prompt=prompt,
             num_images_per_label=num_images_per_label,
             batch_size=batch_size,
-            prompt=prompt,
             num_images_per_prompt=num_images_per_prompt,
             negative_prompt=negative_prompt,
             prompt_embeds=prompt_embeds,

@@ -70,23 +70,27 @@ def texts(name: str, value: Any) -> list[str]:
 
 
 def labels(name: str, value: Any) -> list[Any]:
-    """Return one or more labels as a list; what numbers they are is for the network to judge."""
-    given = value if isinstance(value, list | tuple) else [value]
-    if any(isinstance(k, bool | np.bool_) for k in given):
+    """Return one or more labels, numbers or names, as a list; which they may be is for a network.
+
+    Example:
+        >>> labels("class_labels", ["circle", np.int64(3)])
+        ['circle', 3]
+    """
+    plain = value.tolist() if isinstance(value, Tensor) else value
+    if not isinstance(plain, list | tuple):  # where numpy would make texts of numbers
+        plain = np.asarray(plain).tolist()
+    row = [*plain] if isinstance(plain, list | tuple) else [plain]
+    row = [x.item() if getattr(x, "ndim", None) == 0 else x for x in row]
+    if any(isinstance(x, bool) for x in row):
         raise ValueError(
-            f"{name} must be integers, got {shown(value)}: pass the numbers of classes"
+            f"{name} must be integers or names, got {shown(value)}: pass the numbers of classes"
         )
-    value = value.tolist() if isinstance(value, Tensor) else value
-    try:
-        found = np.asarray(value)
-    except ValueError:  # lists of unequal length
-        found = np.zeros((0, 0))
-    if found.ndim > 1:
+    if any(isinstance(x, list | tuple | Tensor | np.ndarray) for x in row):
         raise ValueError(
             f"{name} must be a label or a flat list of labels, got {shown(value)}: one for each "
             "image"
         )
-    return found.reshape(-1).tolist()
+    return row
 
 
 def check_generator(generator: Any, batch_size: int) -> None:

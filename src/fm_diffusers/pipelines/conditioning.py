@@ -1,6 +1,7 @@
 """Labels and prompts of a call, checked and turned into the condition of a pipeline's network."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fm_diffusers.pipelines import arguments
 from fm_diffusers.pipelines.conditions import Asked, encode_text
 from fm_diffusers.pipelines.guidance import check_guider
-from fm_diffusers.pipelines.networks import LABEL_COUNTS, TAKES, label_rows, text_width
+from fm_diffusers.pipelines.labels import numbers_of
+from fm_diffusers.pipelines.networks import TAKES, count_classes, takes_labels, text_width
+from fm_diffusers.pipelines.outputs import shown
 
 
 @dataclass(frozen=True)
@@ -21,24 +24,24 @@ class Conditioning:
         null_label: the label that stands for "no class"; None if there is none.
         text_encoder: turns prompts into states; None without one.
         tokenizer: of the text encoder.
+        id2label: names of the classes by number; None if they have none.
     """
 
     network: nn.Module
     null_label: int | None
     text_encoder: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase | None
+    id2label: dict[int, str] | None = None
 
     @property
     def takes_labels(self) -> bool:
         """Whether the network is called with labels, be it only that for "no class"."""
-        return text_width(self.network) is None and label_rows(self.network) > 0
+        return takes_labels(self.network)
 
     @property
     def num_classes(self) -> int:
         """Number of classes that can be asked for; 0 for networks without."""
-        if not self.takes_labels or self.null_label is not None:
-            return self.null_label or 0
-        return next(self.network.config[k] for k in LABEL_COUNTS if k in self.network.config)
+        return count_classes(self.network, self.null_label)
 
     @property
     def takes(self) -> str:
@@ -46,6 +49,36 @@ class Conditioning:
         if text_width(self.network) is not None:
             return "text"
         return "labels" if self.num_classes else "nothing"
+
+    def named(self, condition: Any, **arguments: Any) -> dict[str, Any]:
+        """Return the arguments of a call, with the condition that was given first by its name.
+
+        Args:
+            condition: labels for a network that takes labels, prompts for one that takes text.
+            **arguments: those that were given by name.
+
+        Raises:
+            ValueError: for a condition that the network has no use for, or that was given twice.
+        """
+        if condition is None:
+            return arguments
+        takes = TAKES[self.takes]
+        if not takes.arguments:
+            raise ValueError(
+                f"the condition {shown(condition)} was given, but the network {takes.words}: "
+                f"{takes.way_out}"
+            )
+        name = takes.arguments[0]
+        if arguments.get(name) is not None:
+            raise ValueError(
+                f"{name} was given twice, first in the call {shown(condition)}, and by name "
+                f"{shown(arguments[name])}: give one of them"
+            )
+        return arguments | {name: condition}
+
+    def numbers(self, labels: Any) -> list[int]:
+        """Return the numbers of classes that are asked for by number or by name."""
+        return numbers_of(labels, self.id2label, self.num_classes)
 
     def check(self, asked: Asked) -> None:
         """Raise a `ValueError` for what the network cannot be told, saying what to pass."""
@@ -80,9 +113,8 @@ class Conditioning:
                 "the network is class-conditional and has no null label: pass class_labels, "
                 f"each in 0..{last}"
             )
-        wrong = [k for k in labels or [] if type(k) is not int or k not in range(last + 1)]
-        if wrong:
-            raise ValueError(f"class_labels must be integers in 0..{last}, got {wrong}")
+        if labels is not None:
+            self.numbers(labels)
 
     def _check_text(self, asked: Asked) -> None:
         width, prompts = text_width(self.network), asked.prompt
@@ -128,7 +160,7 @@ class Conditioning:
 
     def encode_labels(
         self,
-        labels: list[int] | None,
+        labels: int | str | list[int | str] | Tensor | None,
         num_images_per_label: int,
         batch_size: int,
         guide: bool,
@@ -140,8 +172,9 @@ class Conditioning:
         null = torch.full((batch_size,), self.null_label or 0, device=device)
         if labels is None:
             return null
-        labels = torch.tensor(labels, device=null.device).repeat_interleave(num_images_per_label)
-        return torch.cat([null, labels]) if guide else labels
+        numbers = torch.tensor(self.numbers(labels), device=null.device)
+        numbers = numbers.repeat_interleave(num_images_per_label)
+        return torch.cat([null, numbers]) if guide else numbers
 
     def encode_prompt(
         self,

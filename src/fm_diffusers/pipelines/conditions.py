@@ -11,9 +11,10 @@ empty prompt. Training shows it now and then, and classifier-free guidance leads
 Reference: Ho, Salimans, "Classifier-Free Diffusion Guidance", https://arxiv.org/abs/2207.12598.
 """
 
+import warnings
 from dataclasses import dataclass, fields, replace
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.guiders import BaseGuidance
@@ -29,6 +30,13 @@ NO_LENGTH = 10**9  # transformers writes 1e30 where a tokenizer has no greatest 
 _TOKENIZING = Lock()  # tokenizers write their padding down in themselves
 
 
+class Tokens(NamedTuple):
+    """Tokens of texts, shape `(texts, length)`, and what was cut off each, "" if nothing."""
+
+    ids: Tensor
+    lost: list[str]
+
+
 def encode_text(
     tokenizer: PreTrainedTokenizerBase,
     text_encoder: PreTrainedModel,
@@ -39,7 +47,8 @@ def encode_text(
 
     Texts are padded to `tokenizer.model_max_length` and no token is masked, neither in the encoder
     nor in the network, as in Stable Diffusion 3 and Flux. So the states of a text are the same in
-    every batch, and the padding is what the network saw in training.
+    every batch, and the padding is what the network saw in training. Longer texts are cut, with a
+    warning of what is lost.
 
     Args:
         tokenizer: of the encoder; its `model_max_length` is the number of states.
@@ -48,8 +57,7 @@ def encode_text(
         device: of the tokens; by default the encoder's.
 
     Raises:
-        ValueError: for texts that are too long, a tokenizer without a length, or an encoder that
-            returns something else.
+        ValueError: for a tokenizer without a length, or an encoder that returns something else.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -64,6 +72,23 @@ def encode_text(
         >>> encode_text(tokenizer, encoder, ["seven", "a seven"]).shape
         torch.Size([2, 4, 8])
     """
+    tokens = tokenize(tokenizer, texts)
+    for text, lost in zip(texts, tokens.lost, strict=True):
+        if lost:
+            warnings.warn(
+                f"a prompt may have tokenizer.model_max_length={tokenizer.model_max_length} "
+                f"tokens, {text!r} has more: {lost!r} is cut off",
+                stacklevel=2,
+            )
+    return states_of(text_encoder, tokens.ids.to(device or text_encoder.device), texts)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tokens:
+    """Return the tokens of texts, all of `tokenizer.model_max_length`, and what was cut off.
+
+    Raises:
+        ValueError: for a tokenizer without a length.
+    """
     length = tokenizer.model_max_length
     if length > NO_LENGTH:
         raise ValueError(
@@ -71,17 +96,36 @@ def encode_text(
             "tokenizer.model_max_length, 77 for example, before training"
         )
     with _TOKENIZING:
-        tokens = tokenizer(texts, padding="max_length", max_length=length).input_ids
-    for text, row in zip(texts, tokens, strict=True):
-        if len(row) > length:
-            raise ValueError(
-                f"a prompt must have at most tokenizer.model_max_length={length} tokens, got "
-                f"{len(row)}: shorten {text!r}"
-            )
-    ids = torch.tensor(tokens, device=device or text_encoder.device)
+        options = {"padding": "max_length", "max_length": length}
+        whole = tokenizer(texts, **options).input_ids
+        lost = [
+            cut_off(tokenizer, text) if len(row) > length else ""
+            for text, row in zip(texts, whole, strict=True)
+        ]
+        ids = tokenizer(texts, truncation=True, **options).input_ids if any(lost) else whole
+    return Tokens(torch.tensor(ids), lost)
+
+
+def cut_off(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Return the end of a text that is too long, or its beginning if that is what is cut."""
+    kept = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    part = slice(kept, None) if tokenizer.truncation_side == "right" else slice(None, -kept)
+    if not tokenizer.is_fast:
+        return tokenizer.decode(found.input_ids[part])
+    places = found.offset_mapping[part]
+    return text[places[0][0] : places[-1][1]]
+
+
+def states_of(text_encoder: PreTrainedModel, ids: Tensor, texts: list[str]) -> Tensor:
+    """Return the states of the tokens of texts, shape `(*ids.shape, width)`.
+
+    Raises:
+        ValueError: for an encoder that returns something else.
+    """
     output = text_encoder(input_ids=ids)
     states = output.get("last_hidden_state") if isinstance(output, ModelOutput) else output
-    shape = (len(texts), length, text_encoder.config.hidden_size)
+    shape = (*ids.shape, text_encoder.config.hidden_size)
     states = taken(states, "text_encoder", (shape,), "a state for every token of every text")
     if not states.isfinite().all():
         raise ValueError(
@@ -120,7 +164,7 @@ class Asked:
         ['a cat', 'a cat', 'a cat', 'a dog', 'a dog', 'a dog', 'a cat']
     """
 
-    class_labels: int | list[int] | Tensor | None = None
+    class_labels: int | str | list[int | str] | Tensor | None = None
     num_images_per_label: int = 1
     batch_size: int | None = None
     prompt: str | list[str] | None = None

@@ -1,18 +1,20 @@
 """A pipeline that is saved: in folders and on the Hub, `push_to_hub` and `from_pretrained`.
 
 diffusers takes a component of a foreign package only from a file of the repository, and runs that
-file only with `trust_remote_code=True`. So a saved pipeline names two files of two lines, which
+file only with `trust_remote_code=True`. So a saved pipeline names two short files, which
 import the installed package: `DiffusionPipeline` runs them, our own class reads past them. Their
 names are part of the saved format.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 from huggingface_hub import file_exists
 
+from fm_diffusers.pipelines.cards import INSTALL, card
 from fm_diffusers.pipelines.lora import LoraLoader
 from fm_diffusers.pipelines.modular_index import (
     AUTO_MAP,
@@ -27,29 +29,57 @@ from fm_diffusers.pipelines.modular_index import (
 
 PIPELINE_FILE, SCHEDULER_FILE = "pipeline_flow_matching", "scheduling_gaussian_flow"
 SCHEDULER_MODULE = "fm_diffusers.scheduler"
-SHIM = '''"""Imports the installed package {package}; without it this model cannot be loaded."""
-from {module} import {name}  # noqa: F401
+SHIM = '''"""Stands for a class of the package {package}, which must be installed."""
+
+from importlib import import_module
+
+try:
+    {name} = import_module("{module}").{name}
+except ModuleNotFoundError as error:
+    if error.name != "{package}":
+        raise
+    raise ImportError(
+        "This model needs the package {package}, which is not installed: install it by\\n"
+        {how!r}
+    ) from None
 '''
-CARD = """---
-library_name: diffusers
-tags:
-- flow-matching
-- fm_diffusers
----
-# {repo_id}
-
-```python
-from fm_diffusers import FlowMatchingPipeline
-
-pipe = FlowMatchingPipeline.from_pretrained("{repo_id}")
-```
-"""
+#: How a package is installed, where it is not by its name.
+HOW = {"fm_diffusers": INSTALL}
+#: Of a path on this machine, in the configurations of what was loaded from there.
+ORIGINS = ("_name_or_path", "name_or_path")
 
 
 def write_shim(file: Path, module: str, name: str) -> None:
     """Write a file that stands for a class of an installed package."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(SHIM.format(package=module.split(".")[0], module=module, name=name))
+    package = module.split(".")[0]
+    how = HOW.get(package, f"pip install {package}")
+    file.write_text(SHIM.format(package=package, module=module, name=name, how=how))
+
+
+def forget_origins(folder: Path) -> None:
+    """Drop from the configurations in a folder the places on this machine that they came from."""
+    for file in folder.glob("*.json"):
+        content = json.loads(file.read_text())
+        known = content if isinstance(content, dict) else {}
+        gone = [name for name in ORIGINS if is_place(known.get(name))]
+        if gone:
+            kept = {name: value for name, value in known.items() if name not in gone}
+            file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+
+
+def is_place(value: Any) -> bool:
+    """Return whether a text is a path on this machine, rather than an id on the Hub or a name.
+
+    Example:
+        >>> is_place("/home/me/model"), is_place("~/model"), is_place("user/model")
+        (True, True, False)
+    """
+    return (
+        isinstance(value, str)
+        and bool(value)
+        and (value.startswith((".", "/", "~", "\\")) or os.path.exists(value))
+    )
 
 
 def write_blocks(folder: Path) -> None:
@@ -145,6 +175,8 @@ class SavedPipeline(LoraLoader, DiffusionPipeline):
             index["scheduler"] = [SCHEDULER_FILE, scheduler]
             write_shim(file.parent / "scheduler" / f"{SCHEDULER_FILE}.py", library, scheduler)
         file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        for folder in (file.parent, *(file.parent / name for name in self.components)):
+            forget_origins(folder)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path, **kwargs: Any) -> dict[str, Any]:
@@ -167,5 +199,5 @@ class SavedPipeline(LoraLoader, DiffusionPipeline):
     ) -> Any:
         """Upload, with our card at the top of a repository that has none."""
         if not kwargs.get("subfolder") and not file_exists(repo_id, "README.md", token=token):
-            Path(working_dir, "README.md").write_text(CARD.format(repo_id=repo_id))
+            Path(working_dir, "README.md").write_text(card(self, repo_id))
         return super()._upload_folder(working_dir, repo_id, token=token, **kwargs)

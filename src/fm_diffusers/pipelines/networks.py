@@ -7,6 +7,8 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
+from fm_diffusers.pipelines.labels import by_number
+
 
 class Takes(NamedTuple):
     """What a network can be told: in words, by which arguments, and what guidance needs."""
@@ -57,6 +59,18 @@ def text_width(network: nn.Module) -> int | None:
     """Return the width of the states that a network attends to; None if it takes no text."""
     width = network.config.get("encoder_hid_dim") or network.config.get("cross_attention_dim")
     return width[0] if isinstance(width, list | tuple) else width
+
+
+def takes_labels(network: nn.Module) -> bool:
+    """Return whether a network is called with labels, be it only that for "no class"."""
+    return text_width(network) is None and label_rows(network) > 0
+
+
+def count_classes(network: nn.Module, null_label: int | None) -> int:
+    """Return the number of classes that can be asked for; 0 for networks without."""
+    if not takes_labels(network) or null_label is not None:
+        return null_label or 0
+    return next(network.config[k] for k in LABEL_COUNTS if k in network.config)
 
 
 def check_network(network: nn.Module) -> None:
@@ -118,7 +132,7 @@ def check_size(network: nn.Module, size: tuple[int, ...], factor: int) -> None:
 
 
 def check_components(pipe: Any) -> None:
-    """Raise a `ValueError` for components or a null label that do not fit together."""
+    """Raise a `ValueError` for components, a null label or names that do not fit together."""
     if pipe.scheduler is None or (pipe.unet is None) == (pipe.transformer is None):
         raise ValueError("a pipeline needs a scheduler, and a unet or a transformer, not both")
     check_network(pipe.network)
@@ -129,6 +143,7 @@ def check_components(pipe: Any) -> None:
             f"null_label must be the last of the network's classes, got {null_label!r} for "
             f"{rows} labels; None is for networks without one"
         )
+    by_number(pipe.config.get("id2label"), count_classes(pipe.network, null_label))
     channels = pipe.network.config.in_channels
     if pipe.vae is not None and pipe.vae.config.latent_channels != channels:
         raise ValueError(

@@ -180,10 +180,10 @@ class Operations(LifeCycle):
                 partial(matched, asked),
             )
 
-    def asking(self, **conditions: Any) -> Asked:
+    def asking(self, condition: Any = None, **conditions: Any) -> Asked:
         """Return what a call asks for, by the pipeline's own guider unless it brings one."""
         own = conditions.get("guider") or self.guider
-        return Asked(**{**conditions, "guider": own})
+        return Asked(**self.conditioning.named(condition, **{**conditions, "guider": own}))
 
     def _check_scheduler(self, process: str) -> None:
         """Raise a `ValueError` for a scheduler that has no such process."""

@@ -7,6 +7,7 @@ A script states its own flags as a dataclass that inherits from `TrainingArgumen
 
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -174,11 +175,15 @@ class TrainingArguments:
         """Return what the rest of a run depends on, beside its state and the numbers of steps."""
         return {name: v for name, v in self.public().items() if name not in FREE}
 
-    def command(self) -> str:
-        """Return the flags that differ from their defaults, never the token."""
+    def command(self, told: Callable[[dict], dict] = dict) -> str:
+        """Return the flags that differ from their defaults, never the token.
+
+        Args:
+            told: what is said of the values; `public` says nothing of local folders.
+        """
         default = type(self)().public()
         changed = {k: v for k, v in self.public().items() if v is not None and v != default[k]}
-        return shlex.join(flags(changed))
+        return shlex.join(flags(told(changed)))
 
 
 @dataclass

@@ -66,6 +66,12 @@ class ImageData:
         """Names of the classes, where the data set has some."""
         return None if self.classes is None else self.classes.names
 
+    @property
+    def id2label(self) -> dict[int, str] | None:
+        """Names of the classes by number, as a pipeline keeps them."""
+        named = enumerate(self.class_names or ())
+        return {number: name for number, name in named if name.strip(" ,")} or None
+
     def loader(self, batch_size: int, num_workers: int = 0) -> DataLoader:
         """Return a loader of shuffled, full batches, for `Accelerator.prepare`.
 

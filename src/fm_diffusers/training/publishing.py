@@ -1,8 +1,7 @@
 r"""What a run leaves: a pipeline, a picture, its figures, and a model card made from them.
 
-What a card says stands in two files beside the weights: `training.json`, written here, and
-`evaluation.json`, which `examples/evaluate.py` adds. `write_card` reads both, so that the card of
-an evaluated model has the numbers that were measured and no others.
+What is said of a run stands in `training.json`, from which `cards` makes the card. It names what
+was read from this machine by the last part of its path, or by its id on the Hub if it has one.
 """
 
 import json
@@ -15,68 +14,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, create_repo, upload_folder
+from huggingface_hub import create_repo, upload_folder
 from PIL import Image
 
 import fm_diffusers
+from fm_diffusers.pipelines.cards import example
 from fm_diffusers.training.arguments import TrainingArguments
-from fm_diffusers.training.plugins import plugin_lines
+from fm_diffusers.training.cards import write_card
+from fm_diffusers.training.public import on_hub, public
 
 #: What stays on the machine of the training.
 PRIVATE = ["checkpoint-*", "partial-*", "logs/*", "samples-*", "cache/*", ".cache/*"]
-
-CARD = """# {title}
-
-{kind} images by flow matching, trained with `fm_diffusers` on {dataset}.
-{processes}:
-
-![samples](samples.png)
-
-```python
-from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
-{plugins}
-pipe = FlowMatchingPipeline.from_pretrained("{title}")
-ode = pipe({asked}num_inference_steps=20).images
-{sde}```
-{evaluation}
-## Training
-
-| | |
-|---|---|
-{table}
-
-```
-{command}
-```
-"""
-SDE = """pipe.scheduler = GaussianFlowScheduler.from_config(
-    pipe.scheduler.config, diffusion="memoryless"
-)
-sde = pipe({asked}num_inference_steps=50).images
-"""
-EVALUATION = """
-## Evaluation
-
-{num_samples:,} samples; distances are between features of a classifier of the data set, {floor}.
-
-{table}
-
-![quality against evaluations](evaluation.png)
-"""
-#: What a pipeline is asked with: in words, the Hub's task, and an example.
-ASKED = {
-    "prompt": ("Prompted", "text-to-image", 'prompt="...", '),
-    "class": ("Class-conditional", "unconditional-image-generation", "class_labels=[3, 7], "),
-    None: ("Unconditional", "unconditional-image-generation", ""),
-}
-#: Columns of `evaluation.json` and their names in the card.
-FIGURES = {
-    "frechet_distance": "Fréchet distance",
-    "precision": "precision",
-    "recall": "recall",
-    "accuracy": "classifier accuracy",
-    "sliced_wasserstein": "sliced Wasserstein",
-}
 
 
 def create_repository(args: TrainingArguments, accelerator: Accelerator) -> str | None:
@@ -97,7 +45,8 @@ def publish(
     picture: Image.Image,
     figures: dict[str, Any],
     dataset_name: str,
-    repo_id: str | None = None,
+    repo_id: str | None,
+    asked: dict[str, Any],
 ) -> None:
     """Save a trained pipeline with its picture, figures and card, and push it to `repo_id`.
 
@@ -108,38 +57,72 @@ def publish(
         figures: of the run, such as steps and seconds.
         dataset_name: what was trained on.
         repo_id: repository on the Hub; None keeps all of it here.
+        asked: arguments of a call that the network was trained for, `class_labels`, `prompt` or
+            `batch_size`; the card shows some of them.
     """
     folder = Path(args.output_dir)
     pipe.save_pretrained(folder)
     picture.save(folder / "samples.png")
     for old in ("evaluation.json", "evaluation.png"):  # of other weights
         (folder / old).unlink(missing_ok=True)
-    local = Path(dataset_name).exists()
-    record = {
-        "title": repo_id or args.output_dir,
-        "dataset": Path(dataset_name).name if local else dataset_name,
-        "dataset_on_hub": not local and "/" in dataset_name,
-        "license": args.license,
-        "conditioning": conditioning(pipe),
+    own = {
+        "kind": "pipeline",
+        **told(pipe, asked),
         "path": pipe.scheduler.config.path,
         "prediction_type": pipe.scheduler.config.prediction_type,
+        "sampler": pipe.scheduler.config.solver,
         **figures,
-        **beginnings(args),
-        "hardware": hardware(),
-        "version": fm_diffusers.__version__,
-        "commit": commit(),
-        "command": f"accelerate launch examples/{Path(sys.argv[0]).name} {args.command()}",
     }
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    write_card(folder)
+    write_record(args, own, dataset_name, repo_id)
     print(f"saved {folder}: {figures}")
     if repo_id is not None:
         push(folder, repo_id, f"Train for {figures['steps']} steps", args.hub_token)
 
 
+def told(pipe: DiffusionPipeline, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what a record says of what a network is told; of one tuned without, nothing."""
+    without = "batch_size" in asked
+    return {
+        "conditioning": None if without else conditioning(pipe),
+        "asked": example(asked, pipe.config.id2label),
+        "num_classes": 0 if without else pipe.num_classes,
+        "id2label": None if without else pipe.config.id2label,
+    }
+
+
+def write_record(
+    args: TrainingArguments, own: dict[str, Any], dataset_name: str, repo_id: str | None
+) -> None:
+    """Write `training.json` and the card.
+
+    Args:
+        args: of the run.
+        own: what is said of what was trained, its `kind` first; see `cards.KINDS`.
+        dataset_name: what was trained on.
+        repo_id: repository on the Hub, if there is one.
+    """
+    folder = Path(args.output_dir)
+    record = {
+        "title": repo_id or public(args.output_dir),
+        "repo_id": repo_id,
+        "dataset": public(dataset_name),
+        "dataset_on_hub": on_hub(dataset_name),
+        "license": args.license,
+        **own,
+        **beginnings(args),
+        "hardware": hardware(),
+        "version": fm_diffusers.__version__,
+        "commit": commit(),
+        "command": f"accelerate launch examples/{Path(sys.argv[0]).name} {args.command(public)}",
+    }
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_card(folder)
+
+
 def beginnings(args: TrainingArguments) -> dict[str, Any]:
     """Return what a run began with, where it was something: another network, rows of one's own."""
-    said = {"init_from": args.public().get("init_from"), "plugins": " ".join(args.plugins)}
+    init_from = public(args.public().get("init_from"))
+    said = {"init_from": init_from, "plugins": " ".join(public(args.plugins))}
     return {name: value for name, value in said.items() if value}
 
 
@@ -157,11 +140,12 @@ def say_finished(args: TrainingArguments, accelerator: Accelerator, steps: int) 
 
 
 def retitle(folder: Path, repo_id: str) -> None:
-    """Write the name on the Hub into the record and the card of a pipeline."""
+    """Write the name on the Hub into the record and the card."""
     file = folder / "training.json"
     record = json.loads(file.read_text())
     if "title" in record:
-        file.write_text(json.dumps(record | {"title": repo_id}, indent=2) + "\n")
+        named = {"title": repo_id, "repo_id": repo_id}
+        file.write_text(json.dumps(record | named, indent=2) + "\n")
         write_card(folder)
 
 
@@ -175,81 +159,6 @@ def push(folder: Path, repo_id: str, message: str, token: str | None = None) -> 
         token=token,
     )
     print(f"pushed to {url}")
-
-
-def write_card(folder: Path) -> None:
-    """Write `README.md` from `training.json` and, where there is one, `evaluation.json`."""
-    record = json.loads((folder / "training.json").read_text())
-    evaluation = folder / "evaluation.json"
-    measured = json.loads(evaluation.read_text()) if evaluation.exists() else None
-    kind, task, asked = ASKED[record["conditioning"]]
-    stochastic = record["coupling"] == "independent"
-    data = ModelCardData(
-        library_name="diffusers",
-        license=record["license"],
-        pipeline_tag=task,
-        tags=["flow-matching", "fm_diffusers", record["path"]],
-        datasets=[record["dataset"]] if record["dataset_on_hub"] else None,
-        model_name=record["title"],
-        eval_results=results(record, measured) if measured else None,
-    )
-    hidden = ("title", "dataset", "dataset_on_hub", "conditioning", "command")
-    rows = {name: value for name, value in record.items() if name not in hidden}
-    text = CARD.format(
-        title=record["title"],
-        kind=kind,
-        dataset=f"`{record['dataset']}`",
-        asked=asked,
-        plugins=plugin_lines(record),
-        processes="One network, sampled as an ODE (upper half) and as an SDE (lower half)"
-        if stochastic
-        else "Noise and data were coupled in the training, so it is sampled as an ODE",
-        sde=SDE.format(asked=asked) if stochastic else "",
-        evaluation=evaluation_section(measured) if measured else "",
-        table="\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in rows.items()),
-        command=record["command"],
-    )
-    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / "README.md")
-
-
-def evaluation_section(measured: dict[str, Any]) -> str:
-    """Return the table of what `examples/evaluate.py` measured."""
-    columns = [name for name in FIGURES if measured["rows"][0].get(name) is not None]
-    lines = [
-        "| solver | process | evaluations | " + " | ".join(FIGURES[c] for c in columns) + " |",
-        "|---" * (3 + len(columns)) + "|",
-    ]
-    for row in measured["rows"]:
-        process = "ODE" if row["diffusion"] is None else f"SDE ({row['diffusion']})"
-        values = " | ".join(f"{row[c]:.3g}" for c in columns)
-        lines.append(f"| {row['solver']} | {process} | {row['evaluations']} | {values} |")
-    floor = ", ".join(
-        f"{FIGURES[name]} {value:.3g}"
-        for name, value in measured["real"].items()
-        if name in FIGURES and value is not None
-    )
-    return EVALUATION.format(
-        num_samples=measured["num_samples"],
-        floor=f"of real images {floor}",
-        table="\n".join(lines),
-    )
-
-
-def results(record: dict[str, Any], measured: dict[str, Any]) -> list[EvalResult]:
-    """Return the figures of the best row for the metadata of the card."""
-    best = min(measured["rows"], key=lambda row: row["frechet_distance"])
-    return [
-        EvalResult(
-            task_type="image-generation",
-            dataset_type=record["dataset"],
-            dataset_name=record["dataset"],
-            metric_type=name,
-            metric_name=f"{title}, {best['evaluations']} evaluations",
-            metric_value=round(best[name], 4),
-        )
-        for name, title in FIGURES.items()
-        if best.get(name) is not None
-    ]
 
 
 def conditioning(pipe: DiffusionPipeline) -> str | None:

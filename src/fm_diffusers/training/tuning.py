@@ -136,6 +136,33 @@ def check_classes(args: FlowArguments, pipe: FlowMatchingPipeline, data: ImageDa
     warn_of_null(pipe, args.init_from, args.label_dropout)
 
 
+def class_map(
+    name: str, pipe: FlowMatchingPipeline, data: ImageData
+) -> tuple[list[int], dict[int, str] | None]:
+    """Return the pipeline's number of every class of the data, and the names that come of it.
+
+    Where the pipeline knows all names of the data, a class keeps its number in the pipeline,
+    whatever its number in the data; else classes of the same number are the same.
+    """
+    same, known = [*range(data.num_classes)], pipe.config.id2label
+    if known is None or data.id2label is None:
+        return same, known or data.id2label
+    numbers = [pipe.labels.get(text.strip()) for text in data.class_names]
+    if None not in numbers and len({*numbers}) == len(numbers):
+        return numbers, known
+    warnings.warn(
+        f"the classes of {name}, {some(known)}, are not those of the data, "
+        f"{some(data.id2label)}: classes of the same number are taken for the same",
+        stacklevel=3,
+    )
+    return same, known | data.id2label
+
+
+def some(id2label: dict[int, str]) -> str:
+    """Return a few names for a message."""
+    return ", ".join([*id2label.values()][:5]) + ", ..." * (len(id2label) > 5)
+
+
 def warn_of_null(pipe: FlowMatchingPipeline, name: str, dropout: float) -> None:
     """Warn if no label can be dropped."""
     if pipe.num_classes and pipe.config.null_label is None and dropout:
@@ -146,9 +173,9 @@ def warn_of_null(pipe: FlowMatchingPipeline, name: str, dropout: float) -> None:
         )
 
 
-def network_of(pipe: FlowMatchingPipeline, network: nn.Module) -> FlowMatchingPipeline:
-    """Return the pipeline with another network in the place of its own."""
+def network_of(
+    pipe: FlowMatchingPipeline, network: nn.Module, **others: Any
+) -> FlowMatchingPipeline:
+    """Return the pipeline with another network, and other components, in the place of its own."""
     name = "unet" if pipe.transformer is None else "transformer"
-    return FlowMatchingPipeline(
-        **pipe.components | {name: network}, null_label=pipe.config.null_label
-    )
+    return FlowMatchingPipeline(**pipe.components | {name: network, **others})

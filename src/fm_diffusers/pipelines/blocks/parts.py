@@ -1,6 +1,6 @@
 """Components of a modular pipeline, and what blocks make of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DModel
@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fm_diffusers.pipelines.conditioning import Conditioning
+from fm_diffusers.pipelines.labels import by_number
 from fm_diffusers.pipelines.latents import Latents
 from fm_diffusers.scheduler import GaussianFlowScheduler
 
@@ -30,7 +31,10 @@ OWN = {
     "image_processor": (VaeImageProcessor, {"vae_scale_factor": 1}),
 }
 #: What a saved pipeline says beside its components: by default, and in words.
-CONFIGS = {"null_label": (None, 'the class label that stands for "no class"')}
+CONFIGS = {
+    "null_label": (None, 'the class label that stands for "no class"'),
+    "id2label": (None, "names of the classes by number"),
+}
 
 
 def specs(names: tuple[str, ...]) -> list[ComponentSpec]:
@@ -86,7 +90,9 @@ class Parts:
     def conditioning(self) -> Conditioning:
         """What turns labels and prompts into the condition that the network is fed."""
         texts = (self.text_encoder, self.tokenizer)
-        return Conditioning(self.network, self.config["null_label"], *texts)
+        plain = Conditioning(self.network, self.config["null_label"], *texts)
+        names = by_number(self.config["id2label"], plain.num_classes)  # JSON has texts for numbers
+        return replace(plain, id2label=names)
 
     @property
     def canvas(self) -> Latents:
