@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fm_diffusers import DIFFUSIONS, SOLVERS, FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.evaluation import Judge, train_classifier
-from fm_diffusers.likelihood import bits_per_dimension, dequantize, log_prob, on_grid
+from fm_diffusers.likelihood import bits_per_dimension
 from fm_diffusers.training.cards import write_card
 from fm_diffusers.training.command_line import parse
 from fm_diffusers.training.data import load_images
@@ -219,19 +219,15 @@ def likelihood(
     generator, found = torch.Generator().manual_seed(args.seed), []
     count = min(args.num_likelihood_images, len(real.images))
     for part in torch.arange(count).split(args.batch_size):
-        batch, scheduler = real[part], pipe.scheduler
-        x = dequantize(batch.images, generator).to(pipe.device)
-        field, _ = pipe.calibration_field(len(x), noise=x, **batch.conditions(pipe))
-        density = log_prob(
-            scheduler.path,
-            lambda x, t, field=field: field(x, t, slice(None)),
-            x,
-            prediction=scheduler.config.prediction_type,
+        batch = real[part]
+        density = pipe.log_likelihood(
+            batch.images,
             num_probes=1,
+            num_inference_steps=args.likelihood_steps,
             generator=generator,
-            integrator=on_grid(args.likelihood_steps),
+            **batch.conditions(pipe),
         )
-        found.append(density.value.cpu())
+        found.append(density.log_likelihood)
     bits = bits_per_dimension(torch.cat(found), real.images[0].numel())
     steps = args.likelihood_steps
     sampler = f"the ODE, RK4 on {steps} steps ({4 * steps} evaluations), one probe an image"
