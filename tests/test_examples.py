@@ -15,6 +15,7 @@ from PIL import Image
 from test_publishing import TRAINING
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
+from fm_diffusers.likelihood import dequantize
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -75,7 +76,7 @@ def test_noise_is_told_from_digits_and_its_likelihood_is_exact(examples, silent)
 
     pipe = FlowMatchingPipeline.from_pretrained(silent)
     images = evaluate.load_all(arguments, pipe)[2].images[:20]
-    x = evaluate.dequantize(images, torch.Generator().manual_seed(0))
+    x = dequantize(images, torch.Generator().manual_seed(0))
     bits = ((x.square().mean() + math.log(2 * math.pi)) / 2).item() / math.log(2)
     found = figures["bits_per_dimension"]
     assert found["value"] == pytest.approx(bits + math.log2(127.5), abs=1e-4)

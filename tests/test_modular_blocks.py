@@ -130,11 +130,8 @@ def test_the_documentation_names_what_the_blocks_need_and_are_told():
     for word in ("unet", "guider", "null_label", "class_labels", "guidance_scale", "images"):
         assert word in blocks.doc
     named = {i.name for i in blocks.inputs}
-    called = {*FlowMatchingPipeline.__call__.__annotations__} - {
-        "return",
-        "return_dict",
-        "condition",
-    }
+    beside = {"return", "return_dict", "condition"}
+    called = {*FlowMatchingPipeline.__call__.__annotations__} - beside
     component, editing = {"guider"}, {"image", "strength", "mask_image"}  # of the pipeline alone
     assert named == {n for n in called if not n.startswith("callback")} - component - editing
     assert blocks.output_names == ["images"]
