@@ -118,11 +118,10 @@ def test_training_records_its_rows_and_evaluation_takes_them(script, tmp_path):
     output = tmp_path / "out"
     rows = {"plugins": [ROWS], "path": "square", "coupling": "reversed", "time_sampler": "early"}
     script.main(script.Arguments(**TINY | rows, output_dir=str(output)))
-    assert (
-        json.loads((output / "training.json").read_text())["plugins"] == Path(ROWS).name
-    )  # not where it lies
+    told = Path(ROWS).name  # not where it lies
+    assert json.loads((output / "training.json").read_text())["plugins"] == told
     card = (output / "README.md").read_text()
-    assert "load_plugins(['my_rows.py'])" in card and f"--plugins {ROWS}" in card
+    assert "load_plugins(['my_rows.py'])" in card and f"--plugins {told}" in card
     words = (
         f"{EXAMPLES / 'evaluate.py'} --model {output} --dataset_name digits --num_samples 8 "
         f"--plugins {ROWS} --solvers ralston --diffusions none --num_inference_steps 2 "

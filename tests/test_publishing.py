@@ -1,6 +1,7 @@
 """The model card says what was measured, and nothing that was not."""
 
 import json
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -191,3 +192,10 @@ def test_a_folder_that_is_there_is_told_by_its_name_or_by_its_id_if_it_was_pushe
     assert public("outputs/mnist") == "mnist" and public(".") == tmp_path.name
     Path("outputs", "mnist", "training.json").write_text('{"repo_id": "user/mnist"}')
     assert public("outputs/mnist") == "user/mnist"
+
+
+def test_the_rows_that_a_pipeline_needs_are_added_before_it_is_loaded(card):
+    text = card(TRAINING | {"plugins": "my_rows.py other_rows"}).text
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    assert code.index("load_plugins(['my_rows.py', 'other_rows'])") < code.index("from_pretrained")
+    compile(code, "card", "exec")

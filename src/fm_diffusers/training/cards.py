@@ -144,7 +144,7 @@ def write_card(folder: Path) -> None:
 def fillings(record: dict[str, Any]) -> dict[str, Any]:
     """Return what the templates of all kinds are filled with."""
     asked = CONDITIONED[record.get("conditioning")][2]
-    return {"url": URL, "asked": asked, "plugins": plugin_lines(record)} | record
+    return {"asked": asked} | record | {"url": URL, "plugins": plugin_lines(record)}
 
 
 def of_pipeline(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
