@@ -377,3 +377,21 @@ def test_carried_rounding_keeps_the_precision_of_a_half_precision_sample():
     z = scheduler.step(3 * x, scheduler.timesteps[1], x).pred_original_sample
     (gradient,) = torch.autograd.grad(z.sum(), x)
     assert torch.equal(gradient, torch.full_like(x, 2.5))
+
+
+@pytest.mark.parametrize("levels", [(1.0, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize("solver", SINGLE)
+def test_a_step_of_the_other_process_looks_back_at_nothing(solver, levels):
+    """Slopes of the ODE are velocities, those of an SDE are data: they are not mixed."""
+    before, after = levels
+    scheduler = GaussianFlowScheduler(solver=solver, diffusion="memoryless")
+    scheduler.set_timesteps(6)
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    seeds = torch.Generator().manual_seed(0)
+    for t in scheduler.timesteps[:3]:
+        x = scheduler.step(-x, t, x, noise_level=before, generator=seeds).prev_sample
+    t = scheduler.timesteps[3]
+    found = scheduler.step(-x, t, x, noise_level=after, generator=seeds.manual_seed(1))
+    afresh = scheduler.transition(-x, t, x, noise_level=after)
+    expected = afresh.sample(seeds.manual_seed(1))
+    torch.testing.assert_close(found.prev_sample, expected)

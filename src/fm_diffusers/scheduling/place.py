@@ -29,6 +29,8 @@ class Place(NamedTuple):
         memory: the last of them, newest first, shape of the samples.
         rounding: what the sample lost when it was handed out in half precision, if it is carried.
         paths: the Brownian paths of the samples, with `noise="brownian"`.
+        of_sde: whether the slopes are those of an SDE's step, data predictions, where those of the
+            ODE's are velocities; None where nothing is remembered.
     """
 
     index: int | Tensor
@@ -36,6 +38,7 @@ class Place(NamedTuple):
     memory: tuple[Tensor, ...] = ()
     rounding: Tensor | None = None
     paths: BrownianPaths | None = None
+    of_sde: bool | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Place":
         return self

@@ -105,6 +105,7 @@ def prepare(model_output: Tensor, sample: Tensor, known: Tensor | None = None) -
 
 def from_place(plan: Plan, place: Place, output: Output, bounds: Bounds) -> Transition:
     """Return the transition of the plan's step at a place."""
+    place = _of_one_kind(plan, place)
     index, past = int(place.index), int(place.past)
     row, x = read(plan.row(index, past)), _exact(output.x, place)
     memory = tuple(_copied(slope, x) for slope in place.memory[:past])
@@ -116,6 +117,7 @@ def from_place(plan: Plan, place: Place, output: Output, bounds: Bounds) -> Tran
 
 def from_place_traced(plan: Plan, place: Place, output: Output, bounds: Bounds) -> Transition:
     """Return the same with weights as tensors: one graph for the steps of a compiled loop."""
+    place = _of_one_kind(plan, place)
     depth, x = plan.table.shape[1], _exact(output.x, place)
     past = place.past.clamp(max=depth - 1)
     weights = plan.table.flatten(0, 1).index_select(0, (place.index * depth + past).reshape(1))
@@ -131,7 +133,19 @@ def from_place_traced(plan: Plan, place: Place, output: Output, bounds: Bounds) 
 
 def _following(plan: Plan, place: Place, slopes: Memory) -> Place:
     """Return the place after a step, with its slopes, newest first."""
-    return Place(place.index + 1, place.past + 1, slopes[: plan.memory_size], paths=place.paths)
+    memory, of_sde = slopes[: plan.memory_size], plan.solver.noisy
+    return Place(place.index + 1, place.past + 1, memory, paths=place.paths, of_sde=of_sde)
+
+
+def _of_one_kind(plan: Plan, place: Place) -> Place:
+    """Return a place without the slopes that a step by another `noise_level` cannot look back at.
+
+    An interval of several evaluations is finished as it was begun.
+    """
+    same = place.of_sde in (None, plan.solver.noisy)
+    if same or plan.solver.evaluations > 1:
+        return place
+    return place._replace(past=0 * place.past, memory=(), of_sde=None)
 
 
 def from_time(
