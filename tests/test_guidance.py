@@ -16,7 +16,8 @@ from diffusers import (
 )
 from diffusers.guiders import MagnitudeAwareGuidance
 from exact_network import exact_pipe, noise
-from test_pipeline import CLASSES, draw, make_pipe, make_unet
+from test_editing import KINDS
+from test_pipeline import CLASSES, draw, generators, make_pipe, make_unet
 from test_pipeline_text import make_text_pipe
 from test_pipeline_transformer import make_pipe as make_transformer_pipe
 from test_pipeline_transformer import make_transformer
@@ -322,3 +323,16 @@ def test_unets_without_transformer_blocks_have_no_layers_to_skip():
     assert not hasattr(make_unet(), "transformer_blocks")
     for guider in (AutoGuidance, SkipLayerGuidance, SmoothedEnergyGuidance):
         assert guider.__name__ in GUIDERS
+
+
+@pytest.mark.parametrize("name", OF_ANY)
+@pytest.mark.parametrize("kind", ["text", "latent", "latent text"])
+def test_a_guided_image_does_not_depend_on_its_batch(kind, name):
+    make, _, side, asked = KINDS[kind]
+    pipe, guider = make(), make_guider(name)
+    size = {"height": side, "width": side}
+    batch = draw(pipe, **asked, **size, guider=guider, generator=generators(0, 1))
+    for i in (0, 1):
+        one = {key: value[i] for key, value in asked.items()}
+        alone = draw(pipe, **one, **size, guider=guider, generator=generators(i))
+        torch.testing.assert_close(alone[0], batch[i], rtol=1e-4, atol=1e-4)
