@@ -5,7 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AdaptiveProjectedGuidance,
+    ClassifierFreeGuidance,
+    FlowMatchEulerDiscreteScheduler,
+)
 from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 from test_editing import KINDS, as_tensor, latent_pipe, pictures
@@ -158,3 +162,24 @@ def test_what_has_no_density_is_refused():
         latent_pipe().log_likelihood(torch.rand(1, 4, 16, 16), class_labels=0)
     with pytest.raises(ValueError, match="one for each of the 2 images, got 3"):
         make_text_pipe().log_likelihood(torch.rand(2, 4, 8, 8), prompt=["a", "b", "c"])
+
+
+def test_a_guider_without_steps_is_a_scale():
+    pipe, x = make_pipe(), as_tensor(pictures(1, 8))
+    asked = {"class_labels": [0, 2], "num_probes": 2, "num_inference_steps": 1}
+
+    def measured(**guidance):
+        generator = torch.Generator().manual_seed(0)
+        return pipe.log_likelihood(x, generator=generator, **asked, **guidance).log_likelihood
+
+    expected = measured(guidance_scale=3.0)
+    for original, scale in ((False, 3.0), (True, 2.0)):
+        guider = ClassifierFreeGuidance(scale, use_original_formulation=original)
+        torch.testing.assert_close(measured(guider=guider), expected)
+    for guider in (ClassifierFreeGuidance(3.0, stop=0.5), AdaptiveProjectedGuidance(3.0)):
+        with pytest.raises(ValueError, match="a log-likelihood has no steps, in which"):
+            measured(guider=guider)
+        pipe.guider = guider
+        with pytest.raises(ValueError, match="a calibration has no steps, in which"):
+            pipe.calibration_field(2)
+        pipe.guider = None

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fm_diffusers.pipelines.conditions import Asked
+from fm_diffusers.pipelines.guidance import as_scale
 from fm_diffusers.scheduling.transition import Generators
 
 
@@ -32,8 +32,9 @@ def field_and_noise(
         noise = pipe.prepare_latents(len(noise), None, noise)
     if conditions.get("class_labels") is None:
         conditions = conditions | {"class_labels": list(range(pipe.num_classes)) or None}
-    asked = Asked(**conditions).cycled(len(noise))
+    asked = pipe.asking(**conditions).cycled(len(noise))
     pipe.check_inputs(asked)
+    scale = as_scale(asked, "a calibration")
     with torch.no_grad():
         condition = pipe.encode_condition(asked)
     each = None if condition is None else condition.unflatten(0, (-1, len(noise)))
@@ -41,6 +42,6 @@ def field_and_noise(
     def field(x: Tensor, t: Tensor, part: slice) -> Tensor:
         timestep = pipe.scheduler.to_timestep(t).to(x.device, torch.float32)
         of_part = None if each is None else each[:, part].flatten(0, 1)
-        return pipe.predict(x, timestep, of_part, asked.guidance_scale)
+        return pipe.predict(x, timestep, of_part, scale)
 
     return field, noise

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fm_diffusers.likelihood import dequantize, log_prob, on_grid
 from fm_diffusers.likelihood.integrators import adaptive
+from fm_diffusers.pipelines.guidance import as_scale
 from fm_diffusers.pipelines.images import as_bytes, as_pixels
 from fm_diffusers.scheduler import GaussianFlowScheduler
 
@@ -77,12 +78,13 @@ def density(
     )
     given = asked(len(x) // repeats, repeats)
     pipe.check_inputs(given)
+    scale = as_scale(given, "a log-likelihood")
     with torch.no_grad():
         condition = pipe.encode_condition(given)
 
     def field(x: Tensor, t: Tensor) -> Tensor:
         timestep = model.to_timestep(t).to(x.device, torch.float32)
-        return pipe.predict(x, timestep, condition, given.guidance_scale)
+        return pipe.predict(x, timestep, condition, scale)
 
     steps = num_inference_steps
     found = log_prob(
@@ -98,7 +100,8 @@ def density(
     each, error = found.value, found.standard_error
     if repeats > 1 or integers is not None:
         each = each.reshape(-1, repeats)
-        error = (each.var(1) / repeats).sqrt()  # NaN for one
+        squares = (each - each.mean(1, keepdim=True)).square().sum(1)
+        error = (squares / (repeats * (repeats - 1))).sqrt()  # 0/0 for one
         each = each.mean(1)
     if steps is None:
         error = torch.hypot(error, torch.full_like(error, dim * tolerance))

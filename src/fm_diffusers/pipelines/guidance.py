@@ -19,10 +19,8 @@ https://arxiv.org/abs/2403.17377; Hong, "Smoothed Energy Guidance",
 https://arxiv.org/abs/2408.00760.
 """
 
-import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,6 +28,7 @@ import torch
 from diffusers.guiders import BaseGuidance
 from torch import Tensor, nn
 
+from fm_diffusers.pipelines.skipping import hooked, own_copy
 from fm_diffusers.predictions import CANONICAL, conversion
 from fm_diffusers.scheduler import GaussianFlowScheduler
 
@@ -70,8 +69,6 @@ GUIDERS = {
     "SkipLayerGuidance": Assumption(hooks=True),
     "SmoothedEnergyGuidance": Assumption(hooks=True),
 }
-#: Predictions that guiders ask for, in the order in which they count them.
-NUMBERS = {"pred_cond": 1, "pred_uncond": 2, "pred_cond_skip": 3, "pred_cond_seg": 3}
 #: Guiders that cannot serve here, and why.
 REFUSED = {
     "MagnitudeAwareGuidance": "its scale falls with the ratio of norms of two predictions, so "
@@ -117,6 +114,29 @@ def leads_away(guider: BaseGuidance) -> bool:
     return not math.isclose(guider.guidance_scale, resting_scale(guider))
 
 
+def as_scale(asked: Any, use: str) -> float:
+    """Return the scale of classifier-free guidance of what a call asks for, at every time alike.
+
+    Args:
+        asked: with its `guidance_scale` and its `guider`.
+        use: what it is for.
+
+    Raises:
+        ValueError: for a guider that does something else, or in some of the steps only.
+    """
+    guider = asked.guider
+    if guider is None or not guider._enabled:
+        return asked.guidance_scale
+    plain = type(guider).__name__ == "ClassifierFreeGuidance" and not guider.guidance_rescale
+    if not plain or (guider._start, guider._stop) != (0.0, 1.0):
+        raise ValueError(
+            f"{use} has no steps, in which {type(guider).__name__} acts: it takes the "
+            "guidance_scale of classifier-free guidance alone; set pipe.guider to None, or leave "
+            "out the guider"
+        )
+    return guider.guidance_scale + 1 - resting_scale(guider)
+
+
 def check_guider(guider: BaseGuidance, network: nn.Module) -> None:
     """Raise a `ValueError` for a guider that cannot serve, or not with this network."""
     if not assumption(guider).hooks:
@@ -132,46 +152,6 @@ def check_guider(guider: BaseGuidance, network: nn.Module) -> None:
                 f"({error}): a DiTTransformer2DModel has them as transformer_blocks, other "
                 "networks are told by a LayerSkipConfig with fqn, indices and what to skip"
             ) from error
-
-
-def own_copy(guider: BaseGuidance) -> BaseGuidance:
-    """Return a guider in the state of before a loop, whose steps leave the other alone."""
-    own = copy.copy(guider)
-    own.set_state(None, None, None)
-    for name, value in vars(own).items():
-        if name.endswith("_config") and isinstance(value, list):
-            setattr(own, name, [_listed(config) for config in value])
-    return own
-
-
-def _listed(config: Any) -> Any:
-    """Return the configuration of skipped layers with a list of them, as hooks want it.
-
-    Guiders that are told `layers=[7]` hand on the number.
-    """
-    own = copy.copy(config)
-    own.indices = [own.indices] if isinstance(own.indices, int) else own.indices
-    return own
-
-
-@contextmanager
-def hooked(guider: BaseGuidance, network: nn.Module, prediction: str) -> Iterator[None]:
-    """Let a guider make the network worse for one prediction, and restore it afterwards.
-
-    A guider counts which prediction it prepares, but some count wrongly where one is left out, or
-    not at all: so they are told.
-    """
-    number = NUMBERS[prediction]
-    guider._count_prepared = number - 1
-    try:
-        guider.prepare_models(network)
-        if guider._count_prepared < number:
-            guider._count_prepared = number
-            guider.prepare_models(network)
-        yield
-    finally:
-        guider._count_prepared = number
-        guider.cleanup_models(network)
 
 
 @dataclass(frozen=True)

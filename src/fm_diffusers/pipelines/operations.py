@@ -15,14 +15,14 @@ from fm_diffusers.pipelines.arguments import NUM_INFERENCE_STEPS, count
 from fm_diffusers.pipelines.conditions import Asked
 from fm_diffusers.pipelines.denoising import alone, denoise
 from fm_diffusers.pipelines.densities import LogLikelihoodOutput, density
+from fm_diffusers.pipelines.encoding import Encoding
 from fm_diffusers.pipelines.guidance import guidance_of
 from fm_diffusers.pipelines.images import as_pixels
 from fm_diffusers.pipelines.inversion import InversionOutput, between, solved
-from fm_diffusers.pipelines.life_cycle import LifeCycle
 from fm_diffusers.scheduler import GaussianFlowScheduler
 
 
-class Operations(LifeCycle):
+class Operations(Encoding):
     """A pipeline that inverts, interpolates and measures images."""
 
     @torch.no_grad()
