@@ -33,6 +33,15 @@ def convert(request, tmp_path):
     return make
 
 
+@pytest.fixture(scope="module")
+def few_digits(short_work):
+    """Let `digits` be the first 400 of them: to decode all takes longer than to train on a few."""
+    found = sources.digits("train").select(range(400))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "digits", {"train": found}.__getitem__)
+        yield
+
+
 @pytest.fixture
 def quick_datasets(tmp_path, monkeypatch):
     """Let `datasets` work without a network, from an empty cache, without its pauses."""
