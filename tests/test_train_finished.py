@@ -16,7 +16,8 @@ pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WEIGHTS = Path("unet", "diffusion_pytorch_model.safetensors")
-#: Seven batches of the few digits an epoch, so that four steps end within the first and eight within the second.
+#: Seven batches of the few digits an epoch, so that four steps end within the first and eight
+#: within the second.
 TINY = {
     "dataset_name": "digits",
     "block_out_channels": [8, 16],

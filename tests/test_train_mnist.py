@@ -250,6 +250,7 @@ def test_images_and_labels_are_those_of_the_data_set(script, tmp_path, monkeypat
 def test_mnist_trains(train):
     output = train(
         dataset_name=str(MNIST),
+        dataset_split="test",
         block_out_channels=[8, 8, 32],
         train_batch_size=16,
         max_train_steps=2,

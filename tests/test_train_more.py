@@ -193,9 +193,9 @@ def trained(few_digits, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(EXAMPLES)
         script = importlib.import_module("train_mnist")
-        arguments = TINY | {"output_dir": str(output), "block_out_channels": [16, 32]}
+        arguments = TINY | {"output_dir": str(output), "block_out_channels": [8, 16]}
         arguments |= {"train_batch_size": 64, "learning_rate": 3e-3, "ema_decay": 0.98}
-        script.main(script.Arguments(**arguments, max_train_steps=150))
+        script.main(script.Arguments(**arguments, max_train_steps=100))
     return output
 
 
@@ -208,7 +208,7 @@ def test_reflow_straightens_a_flow_and_few_steps_come_nearer(
     arguments |= {"model": str(trained), "output_dir": str(tmp_path), "ema_decay": 0.98}
     script.main(
         script.ReflowArguments(
-            **arguments, num_pairs=600, pair_steps=10, max_train_steps=100, learning_rate=2e-3
+            **arguments, num_pairs=320, pair_steps=8, max_train_steps=60, learning_rate=2e-3
         )
     )
     before, after = (script.measure(script.load(folder), seed=5) for folder in (trained, tmp_path))
