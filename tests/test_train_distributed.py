@@ -22,6 +22,7 @@ FLAGS = (
     "--validation_steps 1000000 --train_batch_size 128 --gradient_accumulation_steps 2 "
     "--dropout 0.1 --random_flip"
 )
+pytestmark = pytest.mark.xdist_group("distributed")  # its fixtures are dear: make them once
 
 
 def launch(program, *words, processes=2, first=()):

@@ -29,6 +29,7 @@ TINY = {
     "validation_steps": 10**6,
     "checkpointing_steps": 10**6,
 }
+pytestmark = pytest.mark.xdist_group("mnist")  # its fixtures are dear: make them once
 
 
 @pytest.fixture(scope="module")
