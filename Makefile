@@ -33,10 +33,10 @@ demo: $(VENV)/installed
 	@echo "The pipeline, its pictures and its figures are in $(DEMO)."
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadgroup -q
 
 test-slow: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadgroup -q -m slow
 
 # Exact fields and `step`. MNIST=folder takes MNIST in place of scikit-learn's digits; with
 # MODELS="folder ..." of trained pipelines their samples are measured too.

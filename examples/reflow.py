@@ -134,11 +134,13 @@ def euler(
     return x, torch.stack(way)
 
 
-def measure(pipe: FlowMatchingPipeline, seed: int, count: int = 64) -> dict[str, float]:
-    """Return the straightness of a flow, and how far few Euler steps end from 200."""
+def measure(
+    pipe: FlowMatchingPipeline, seed: int, count: int = 64, many: int = 200
+) -> dict[str, float]:
+    """Return the straightness of a flow, and how far few Euler steps end from `many`."""
     eps = pipe.prepare_latents(count, torch.Generator().manual_seed(seed), None)
     labels = pipe.encode_condition(Asked(**asked(pipe, count)))
-    end, way = euler(pipe, eps, labels, 200)
+    end, way = euler(pipe, eps, labels, many)
     figures = {"straightness": (end - eps - way).square().mean().item()}
     for steps in (1, 2, 4, 8):
         few = euler(pipe, eps, labels, steps)[0]

@@ -1,7 +1,22 @@
+import functools
+
 import huggingface_hub
 import pytest
 
 from fm_diffusers import GaussianFlowScheduler
+from fm_diffusers.training import pictures, sources
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_work():
+    """Draw the pictures of a training in few steps, and encode the digits once in a process.
+
+    Both cost more than the few steps that a test trains. What is asked for by name stays.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures.processes, "__defaults__", (2, 3, "memoryless"))
+        patch.setattr(sources, "digits", functools.cache(sources.digits))
+        yield
 
 
 @pytest.fixture(params=["memory", "json"])
@@ -16,6 +31,15 @@ def convert(request, tmp_path):
 
     make.way = request.param
     return make
+
+
+@pytest.fixture(scope="module")
+def few_digits(short_work):
+    """Let `digits` be the first 400 of them: to decode all takes longer than to train on a few."""
+    found = sources.digits("train").select(range(400))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "digits", {"train": found}.__getitem__)
+        yield
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ SCRIPTS = {
     "plain": "train_mnist.py --dataset_name HOME/shapes --label_column= --block_out_channels 8",
 }
 COMMON = "--train_batch_size 16 --lr_warmup_steps 1 --report_to none"
+pytestmark = pytest.mark.xdist_group("cards")  # its fixtures are dear: make them once
 
 
 def save_pictures(folder):
@@ -59,7 +60,10 @@ def save_pictures(folder):
 
 
 def run_scripts(home, names):
-    """Run scripts as a user does, one after the other in this process."""
+    """Run scripts as a user does, one after the other in this process, with short pictures."""
+    from fm_diffusers.training import pictures
+
+    pictures.processes.__defaults__ = (2, 3, "memoryless")
     sys.path.insert(0, str(ROOT / "examples"))
     for name in names:
         line = SCRIPTS[name]
@@ -90,9 +94,32 @@ def push_rest(home):
     run_scripts(home, [*SCRIPTS][2:])
 
 
+class Gone:
+    """A finder that makes this package one that is not installed."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "fm_diffusers":
+            raise ModuleNotFoundError(f"No module named {name!r}", name="fm_diffusers")
+
+
+def load_without_the_package():
+    """Return what a process says in which nothing of this package has been imported yet."""
+    from diffusers import DiffusionPipeline
+
+    kept = {name: sys.modules.pop(name) for name in [*sys.modules] if "fm_diffusers" in name}
+    sys.meta_path.insert(0, gone := Gone())
+    try:
+        DiffusionPipeline.from_pretrained("user/named-by-hand", trust_remote_code=True)
+    except ImportError as error:
+        return f"{error}"
+    finally:
+        sys.meta_path.remove(gone)
+        sys.modules.update(kept)
+
+
 def draw_all(file):
     """Run the code of cards one after the other, and write the images that it leaves."""
-    found = {}
+    found = {"without": load_without_the_package()}
     for repo_id, code in json.loads(Path(file).read_text()).items():
         exec(compile(code, repo_id, "exec"), left := {})
         images = {name: left[name] for name in ("ode", "sde", "images") if name in left}
@@ -226,28 +253,8 @@ def test_nothing_that_is_pushed_tells_a_place_on_this_machine(lot, request):
                 assert place.encode() not in content, (repo_id, name, place)
 
 
-WITHOUT = """
-import sys
-class Gone:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "fm_diffusers":
-            raise ModuleNotFoundError(f"No module named {name!r}", name="fm_diffusers")
-sys.meta_path.insert(0, Gone())
-from diffusers import DiffusionPipeline
-DiffusionPipeline.from_pretrained("user/named-by-hand", trust_remote_code=True)
-"""
-
-
-def test_without_the_package_the_last_line_says_what_to_install(first, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT],
-        env=first.hub.env,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode != 0
-    last = "\n".join(done.stderr.strip().splitlines()[-2:])
-    assert "needs the package fm_diffusers, which is not installed: install it by" in last
-    assert last.endswith(f'pip install "fm_diffusers @ git+{URL}"')
-    assert "pip install fm_diffusers" not in done.stderr  # a name that anybody could register
+def test_without_the_package_the_last_line_says_what_to_install(first):
+    said = first.drawn["without"]
+    assert "needs the package fm_diffusers, which is not installed: install it by" in said
+    assert said.strip().endswith(f'pip install "fm_diffusers @ git+{URL}"')
+    assert "pip install fm_diffusers" not in said  # a name that anybody could register

@@ -3,10 +3,11 @@
 A client is a function of this file that runs in a process of its own and returns plain data.
 """
 
-import subprocess
+import runpy
 import sys
+from contextlib import redirect_stdout
 from functools import partial
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +17,11 @@ from hub_server import HubServer, Repo, run
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_mnist.py"
 
 
-@pytest.fixture
+PROMPTS = {"prompt": ["seven", "a zero"], "guidance_scale": 2.0}
+pytestmark = pytest.mark.xdist_group("hub")  # its fixtures are dear: make them once
+
+
+@pytest.fixture(scope="module")
 def hub():
     with HubServer() as hub:
         yield hub
@@ -69,7 +74,29 @@ def draw(pipe, **asked):
 def push():
     pipe = tiny_pipeline()
     commits = [pipe.push_to_hub("user/flow", private=True).oid for _ in range(2)]
-    return {"commits": commits, "images": draw(pipe)}
+    text, transformer = text_pipeline(), transformer_pipeline()
+    text.push_to_hub("user/text")
+    transformer.push_to_hub("user/transformer")
+    images = {"flow": draw(pipe), "text": draw(text, **PROMPTS), "transformer": draw(transformer)}
+    return {"commits": commits, "images": images | {"adapter": push_an_adapter(transformer)}}
+
+
+def push_an_adapter(pipe):
+    import torch
+    from huggingface_hub import create_repo, upload_folder
+    from peft import LoraConfig
+
+    from fm_diffusers.pipelines.lora import lora_layers
+
+    pipe.transformer.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"]))
+    for name, weight in pipe.transformer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    with TemporaryDirectory() as folder:
+        pipe.save_lora_weights(folder, **lora_layers(transformer=pipe.transformer))
+        create_repo("user/adapter")
+        upload_folder(repo_id="user/adapter", folder_path=folder)
+    return draw(pipe)
 
 
 def load():
@@ -121,16 +148,53 @@ def load_with_diffusers_own_scheduler():
     return type(pipe.scheduler).__name__
 
 
-def save_and_load_a_folder():
+def load_an_adapter():
+    pipe = transformer_pipeline()
+    plain = draw(pipe)
+    pipe.load_lora_weights("user/adapter", adapter_name="style")
+    adapted = draw(pipe)
+    pipe.unload_lora_weights()
+    return {"adapted": adapted, "plain": plain, "unloaded": draw(pipe)}
+
+
+def load_the_other_kinds():
+    from diffusers import DiffusionPipeline
+
     from fm_diffusers import FlowMatchingPipeline
 
-    with TemporaryDirectory() as folder:
-        tiny_pipeline().save_pretrained(folder)
-        return draw(FlowMatchingPipeline.from_pretrained(folder))
+    return [
+        {"text": draw(load("user/text"), **PROMPTS), "transformer": draw(load("user/transformer"))}
+        for load in (
+            FlowMatchingPipeline.from_pretrained,
+            partial(DiffusionPipeline.from_pretrained, trust_remote_code=True),
+        )
+    ]
 
 
-def test_a_pushed_pipeline_loads_without_trust_flags_and_draws_the_same(hub):
-    pushed = run(push, hub.env)
+def load_in_every_way():
+    ways = (
+        load,
+        load_as_a_diffusion_pipeline,
+        load_as_blocks_and_push_these,
+        load_with_diffusers_own_scheduler,
+        load_the_other_kinds,
+        load_an_adapter,
+    )
+    return {way.__name__: way() for way in ways}
+
+
+@pytest.fixture(scope="module")
+def pushed(hub):
+    return run(push, hub.env)
+
+
+@pytest.fixture(scope="module")
+def loaded(hub, pushed):
+    """What another process loads, which has not seen the pipelines that were pushed."""
+    return run(load_in_every_way, hub.env)
+
+
+def test_a_pushed_pipeline_has_what_its_page_needs_and_nothing_else(hub, pushed):
     repo = hub.repos["model", "user/flow"]
     assert repo.private
     assert pushed["commits"] == [repo.refs["main"]] * 2  # the second push changes nothing
@@ -150,91 +214,39 @@ def test_a_pushed_pipeline_loads_without_trust_flags_and_draws_the_same(hub):
     assert "library_name: diffusers" in card and "- flow-matching" in card
     assert 'FlowMatchingPipeline.from_pretrained("user/flow")' in card
 
+
+def test_a_pushed_pipeline_loads_without_trust_flags_and_draws_the_same(hub, pushed, loaded):
+    images = pushed["images"]["flow"]
     expected = {
         "names": ["FlowMatchingPipeline", "fm_diffusers.scheduler", "cosine"],
         "null_label": 3,
-        "images": pushed["images"],
+        "images": images,
     }
-    assert run(load, hub.env) == expected
+    assert loaded["load"] == expected
     requests = len(hub.requests)
     assert run(load, hub.env | {"HF_HUB_OFFLINE": "1"}) == expected
     assert len(hub.requests) == requests
-    trusted = {"refused": True, "images": pushed["images"]}
-    assert run(load_as_a_diffusion_pipeline, hub.env) == trusted
-    assert run(load_as_blocks_and_push_these, hub.env) == [pushed["images"]] * 2
-    assert run(load_with_diffusers_own_scheduler, hub.env) == "FlowMatchEulerDiscreteScheduler"
-    assert run(save_and_load_a_folder, hub.env) == pushed["images"]
+    assert loaded["load_as_a_diffusion_pipeline"] == {"refused": True, "images": images}
+    assert loaded["load_as_blocks_and_push_these"] == [images] * 2
+    assert loaded["load_with_diffusers_own_scheduler"] == "FlowMatchEulerDiscreteScheduler"
 
 
-PROMPTS = {"prompt": ["seven", "a zero"], "guidance_scale": 2.0}
-
-
-def push_the_other_kinds():
-    text, transformer = text_pipeline(), transformer_pipeline()
-    text.push_to_hub("user/text")
-    transformer.push_to_hub("user/transformer")
-    return [draw(text, **PROMPTS), draw(transformer)]
-
-
-def load_the_other_kinds():
-    from diffusers import DiffusionPipeline
-
-    from fm_diffusers import FlowMatchingPipeline
-
-    return [
-        [draw(load("user/text"), **PROMPTS), draw(load("user/transformer"))]
-        for load in (
-            FlowMatchingPipeline.from_pretrained,
-            partial(DiffusionPipeline.from_pretrained, trust_remote_code=True),
-        )
-    ]
-
-
-def test_pipelines_of_text_codes_and_transformers_are_pushed_and_loaded(hub):
-    expected = run(push_the_other_kinds, hub.env)
+def test_pipelines_of_text_codes_and_transformers_are_pushed_and_loaded(hub, pushed, loaded):
+    expected = {name: pushed["images"][name] for name in ("text", "transformer")}
     folders = {
         name: {
             Path(file).parts[0] for file in hub.repos["model", f"user/{name}"].files if "/" in file
         }
-        for name in ("text", "transformer")
+        for name in expected
     }
     assert folders["text"] == {"scheduler", "text_encoder", "tokenizer", "unet", "vae"}
     assert folders["transformer"] == {"scheduler", "transformer"}
-    assert run(load_the_other_kinds, hub.env) == [expected, expected]
+    assert loaded["load_the_other_kinds"] == [expected, expected]
 
 
-def push_an_adapter():
-    import torch
-    from huggingface_hub import create_repo, upload_folder
-    from peft import LoraConfig
-
-    from fm_diffusers.pipelines.lora import lora_layers
-
-    pipe = transformer_pipeline()
-    pipe.transformer.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"]))
-    for name, weight in pipe.transformer.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight)
-    with TemporaryDirectory() as folder:
-        pipe.save_lora_weights(folder, **lora_layers(transformer=pipe.transformer))
-        create_repo("user/adapter")
-        upload_folder(repo_id="user/adapter", folder_path=folder)
-    return draw(pipe)
-
-
-def load_an_adapter():
-    pipe = transformer_pipeline()
-    plain = draw(pipe)
-    pipe.load_lora_weights("user/adapter", adapter_name="style")
-    adapted = draw(pipe)
-    pipe.unload_lora_weights()
-    return {"adapted": adapted, "plain": plain, "unloaded": draw(pipe)}
-
-
-def test_an_adapter_is_pushed_and_loaded_into_its_base(hub):
-    expected = run(push_an_adapter, hub.env)
+def test_an_adapter_is_pushed_and_loaded_into_its_base(hub, pushed, loaded):
+    expected, found = pushed["images"]["adapter"], loaded["load_an_adapter"]
     assert set(hub.repos["model", "user/adapter"].files) == {"pytorch_lora_weights.safetensors"}
-    found = run(load_an_adapter, hub.env)
     assert found["adapted"] == expected
     assert found["unloaded"] == found["plain"] != expected
 
@@ -257,20 +269,38 @@ def mnist_repository():
     return Repo({"mnist/train-00000-of-00001.parquet": file.getvalue()})
 
 
-def test_the_script_trains_on_the_hub_and_pushes_what_belongs_there(hub, tmp_path):
+def train_and_push_twice():
+    from huggingface_hub import HfApi, get_token
+
+    told = {}
+    with TemporaryDirectory() as folder:
+        words = (
+            f"{SCRIPT} --output_dir {folder} --block_out_channels 8 8 8 --train_batch_size 8 "
+            "--max_train_steps 2 --checkpointing_steps 1 --push_to_hub --hub_model_id user/mnist "
+            f"--hub_private_repo --hub_token {get_token()}"
+        ).split()
+        for time, more in {"first": [], "again": ["--resume_from_checkpoint", "latest"]}.items():
+            sys.argv = [*words, *more]
+            with redirect_stdout(StringIO()) as said:
+                runpy.run_path(str(SCRIPT), run_name="__main__")
+            told[time] = {"said": said.getvalue(), "files": HfApi().list_repo_files("user/mnist")}
+            if time == "first":
+                told["private"] = HfApi().model_info("user/mnist").private
+                told["card"] = HfApi().hf_hub_download("user/mnist", "README.md")
+                told["card"] = Path(told["card"]).read_text()
+                # as if the push had failed: the finished run is pushed, not trained again
+                HfApi().delete_repo("user/mnist")
+        written = [file for file in Path(folder).rglob("*") if file.is_file()]
+        token = get_token().encode()
+        told["token_in"] = [str(file) for file in written if token in file.read_bytes()]
+    return told
+
+
+def test_the_script_trains_on_the_hub_and_pushes_what_belongs_there(hub):
     hub.repos["dataset", "ylecun/mnist"] = mnist_repository()
-    command = (
-        f"{sys.executable} -m accelerate.commands.launch --num_processes 1 --num_machines 1 "
-        f"--mixed_precision no --dynamo_backend no {SCRIPT} --output_dir {tmp_path / 'out'} "
-        "--block_out_channels 8 8 8 --train_batch_size 8 --max_train_steps 2 "
-        "--checkpointing_steps 1 --push_to_hub --hub_model_id user/mnist --hub_private_repo "
-        f"--hub_token {hub.token}"
-    )
-    done = subprocess.run(command.split(), env=hub.env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    repo = hub.repos["model", "user/mnist"]
-    assert repo.private
-    assert set(repo.files) == {
+    told = run(train_and_push_twice, hub.env)
+    assert told["private"] and told["token_in"] == []
+    assert set(told["first"]["files"]) == {
         "README.md",
         "model_index.json",
         "modular_config.json",
@@ -284,15 +314,8 @@ def test_the_script_trains_on_the_hub_and_pushes_what_belongs_there(hub, tmp_pat
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
     }
-    card = repo.files["README.md"].decode()
-    assert "- ylecun/mnist" in card and "--max_train_steps=2" in card
-    written = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
-    assert not any(hub.token.encode() in file.read_bytes() for file in written)
-
-    repo.files.clear()  # as if the push had failed: the finished run is pushed, not trained again
-    again = [*command.split(), "--resume_from_checkpoint", "latest"]
-    done = subprocess.run(again, env=hub.env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "nothing is left to do" in done.stdout and "pushed to" in done.stdout
-    assert "unet/diffusion_pytorch_model.safetensors" in repo.files
-    assert not any(name.startswith("checkpoint") for name in repo.files)
+    assert "- ylecun/mnist" in told["card"] and "--max_train_steps=2" in told["card"]
+    again = told["again"]
+    assert "nothing is left to do" in again["said"] and "pushed to" in again["said"]
+    assert "unet/diffusion_pytorch_model.safetensors" in again["files"]
+    assert not any(name.startswith("checkpoint") for name in again["files"])

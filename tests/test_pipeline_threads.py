@@ -16,7 +16,7 @@ from test_pipeline_text import make_text_pipe
 
 from fm_diffusers import FlowMatchingPipeline
 
-THREADS, DRAWS = 4, 16
+THREADS, DRAWS = 4, 8
 SCHEDULERS = {
     "default": {},
     "sde": {"diffusion": "memoryless"},

@@ -1,7 +1,7 @@
 """The pictures of the theory: drawn by the script as a user runs it, and true in their numbers."""
 
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from PIL import Image
 for name in ("matplotlib", "sklearn"):
     pytest.importorskip(name, reason=f"the pictures need {name}: install the extra `bench`")
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of tensors
 SCRIPT = Path(__file__).parents[1] / "examples" / "plot_paths.py"
 PICTURES = {
     "conditional_and_marginal",
@@ -26,14 +27,14 @@ PATHS = ["linear"] + [
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_pictures(path, tmp_path):
-    command = [sys.executable, SCRIPT, "--output_dir", tmp_path, "--path", path]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
+def test_pictures(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output_dir", str(tmp_path), "--path", path])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    said = capsys.readouterr().out
 
     assert {file.stem for file in tmp_path.glob("*.png")} == PICTURES
     for file in tmp_path.glob("*.png"):
-        assert str(file) in run.stdout
+        assert str(file) in said
         with Image.open(file) as image:
             pixels = np.asarray(image.convert("RGB"))
         assert min(pixels.shape[:2]) >= 500
@@ -44,8 +45,8 @@ def test_pictures(path, tmp_path):
 
     # the ODE and the SDEs end in the same distribution, as near to the data as fresh data is;
     # what the trajectory remembers of its start tells them apart
-    worst_fresh = float(re.search(r"fresh samples.* to ([\d.]+)", run.stdout)[1])
-    rows = re.findall(r"^(.*): W1 ([\d.]+), correlation .* (-?[\d.]+)$", run.stdout, re.M)
+    worst_fresh = float(re.search(r"fresh samples.* to ([\d.]+)", said)[1])
+    rows = re.findall(r"^(.*): W1 ([\d.]+), correlation .* (-?[\d.]+)$", said, re.M)
     errors, memories = ([float(row[i]) for row in rows] for i in (1, 2))
     assert [row[0].split(",")[0] for row in rows] == ["ODE", "SDE", "SDE"]
     assert max(errors) < 1.5 * worst_fresh

@@ -16,17 +16,22 @@ pytest.importorskip("datasets")
 pytest.importorskip("sklearn")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WEIGHTS = Path("unet", "diffusion_pytorch_model.safetensors")
-#: Seven batches an epoch, so that four steps end within the first and eight within the second.
+#: Seven batches of the few digits an epoch, so that four steps end within the first and eight
+#: within the second.
 TINY = {
     "dataset_name": "digits",
     "block_out_channels": [8, 16],
     "report_to": "none",
-    "train_batch_size": 256,
+    "train_batch_size": 56,
     "dropout": 0.1,
     "lr_warmup_steps": 2,
     "lr_scheduler": "constant_with_warmup",
 }
-pytestmark = pytest.mark.filterwarnings("ignore:.*lie beyond the:UserWarning")
+pytestmark = [
+    pytest.mark.xdist_group("finished"),
+    pytest.mark.usefixtures("few_digits"),
+    pytest.mark.filterwarnings("ignore:.*lie beyond the:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -218,9 +223,11 @@ def lora(module, output, base, **kwargs):
 
 
 def reflow(module, output, base, **kwargs):
-    given = small(model=str(base), output_dir=str(output), num_pairs=512, pair_steps=1, **kwargs)
+    given = small(model=str(base), output_dir=str(output), num_pairs=112, pair_steps=1, **kwargs)
     del given["block_out_channels"], given["dataset_name"]
-    module.main(module.ReflowArguments(**given))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.measure, "__defaults__", (4, 5))  # samples, and steps to compare with
+        module.main(module.ReflowArguments(**given))
 
 
 def autoencoder(module, output, base, **kwargs):
@@ -251,7 +258,7 @@ SCRIPTS = {
 
 
 @pytest.fixture(scope="module")
-def base(script, tmp_path_factory):
+def base(script, few_digits, tmp_path_factory):
     output = tmp_path_factory.mktemp("base")
     script.main(script.Arguments(**TINY | {"output_dir": str(output), "max_train_steps": 1}))
     return output

@@ -2,7 +2,8 @@
 
 import importlib
 import json
-import subprocess
+import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -217,6 +218,13 @@ def load():
     } | pipe.get_list_adapters()
 
 
+def train_and_load():
+    sys.path.insert(0, str(EXAMPLES))
+    sys.argv = os.environ["COMMAND"].split()
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    return load()
+
+
 def test_the_adapter_alone_is_pushed_and_loaded_back(inverted, tmp_path):
     with HubServer() as hub:
         base = Path(make_base(tmp_path / "base"))
@@ -230,10 +238,8 @@ def test_the_adapter_alone_is_pushed_and_loaded_back(inverted, tmp_path):
             "--lr_warmup_steps 0 --checkpointing_steps 2 --report_to none "
             f"--push_to_hub --hub_model_id user/style --hub_token {hub.token}"
         )
-        done = subprocess.run(
-            [sys.executable, *command.split()], env=hub.env, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        loaded = run(train_and_load, hub.env | {"COMMAND": command})
+        assert loaded == {"changed": True, "unet": ["style"]}
         pushed = hub.repos["model", "user/style"].files
         assert set(pushed) == {"README.md", WEIGHTS, "samples.png", "training.json"}
         assert (tmp_path / "out" / "checkpoint-2" / "optimizer.bin").is_file()
@@ -241,7 +247,6 @@ def test_the_adapter_alone_is_pushed_and_loaded_back(inverted, tmp_path):
         assert "base_model: user/base" in card and "base_model_relation: adapter" in card
         assert "- lora" in card and 'pipe.load_lora_weights("user/style")' in card
         assert hub.token not in card
-        assert run(load, hub.env) == {"changed": True, "unet": ["style"]}
 
 
 # --- errors --------------------------------------------------------------------------------------

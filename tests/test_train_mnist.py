@@ -1,9 +1,6 @@
 import importlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -32,6 +29,7 @@ TINY = {
     "validation_steps": 10**6,
     "checkpointing_steps": 10**6,
 }
+pytestmark = pytest.mark.xdist_group("mnist")  # its fixtures are dear: make them once
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +53,10 @@ def train(script, tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-def command(**kwargs):
-    """Run the script as a user does, without a network."""
-    words = []
+def words(**kwargs):
+    """Return the words of a command line."""
     for name, value in kwargs.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *words], env=environment, capture_output=True, text=True
-    )
+        yield from (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
 
 
 def events(output):
@@ -104,11 +97,11 @@ def write_parquet(folder, side, mode="L", count=40):
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """Train from the command line, without a stop and with a checkpoint of every step."""
+def straight(script, tmp_path_factory):
+    """Train by a command line, without a stop and with a checkpoint of every step."""
     output = tmp_path_factory.mktemp("straight")
-    done = command(**TINY | RUN | {"checkpointing_steps": 1, "output_dir": output})
-    assert done.returncode == 0, done.stderr
+    line = words(**TINY | RUN | {"checkpointing_steps": 1, "output_dir": output})
+    script.main(script.parse(script.Arguments, [*line]))
     return output
 
 
@@ -258,6 +251,7 @@ def test_images_and_labels_are_those_of_the_data_set(script, tmp_path, monkeypat
 def test_mnist_trains(train):
     output = train(
         dataset_name=str(MNIST),
+        dataset_split="test",
         block_out_channels=[8, 8, 32],
         train_batch_size=16,
         max_train_steps=2,
