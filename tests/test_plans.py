@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from oracles import GAUSSIAN, gaussian_std, marginal_std, moments, slope
+from oracles import GAUSSIAN, gaussian_std_by_sources, marginal_std, moments, slope
 
 from fm_diffusers.diffusions import Diffusion, get_diffusion
 from fm_diffusers.grids import GRIDS, default_parameters
@@ -88,10 +88,11 @@ def test_strong_constant_coefficients_keep_the_distribution(name, solver_order, 
 
 
 def test_moments_agree_with_sources_carried_one_by_one():
-    for name in ("predictor_corrector", "heun", "stochastic_heun", "unipc"):
-        solver = SOLVERS[name](Linear(), diffusion=get_diffusion("beta"))
-        times = torch.linspace(0, 1, 13, dtype=torch.float64)
-        assert moments(solver, times, mean=0.0)[1] == pytest.approx(gaussian_std(solver, times))
+    for name, diffusion in itertools.product(SOLVERS, (None, get_diffusion("beta"))):
+        solver = SOLVERS[name](PATHS["cosine"](), diffusion=diffusion)
+        times = torch.linspace(0.1, 1, 13, dtype=torch.float64)
+        std = gaussian_std_by_sources(solver, times)
+        assert moments(solver, times, mean=0.0)[1] == pytest.approx(std, rel=1e-9)
 
 
 # --- rules for the slope -------------------------------------------------------------------------
