@@ -243,7 +243,7 @@ def test_an_ode_runs_back(name):
     path, data = Linear(), mixture()
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     solver, field = SOLVERS[name](path), data.field(path)
-    times = torch.linspace(0.02, 0.98, 401, dtype=torch.float64)
+    times = torch.linspace(0.02, 0.98, 101, dtype=torch.float64)
     there = integrate(solver, field, x, times)
     torch.testing.assert_close(integrate(solver, field, there, times.flip(0)), x, rtol=0, atol=0.1)
 
