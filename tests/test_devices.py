@@ -5,6 +5,7 @@ Tensors of the meta device have no values: asking one for a number raises, as wa
 
 import pytest
 import torch
+from covers import cross
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -48,8 +49,9 @@ def exercise(**config):
     assert x.dtype == torch.float32 and x.shape == SAMPLES.shape
 
 
-@pytest.mark.parametrize("diffusion", [None, *DIFFUSIONS])
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("path", "diffusion"), cross(PATHS, [None, *DIFFUSIONS], "discrete", None, "memoryless")
+)
 def test_no_float64_leaves_the_cpu_on_any_path(path, diffusion):
     exercise(path=path, diffusion=diffusion)
 
@@ -60,8 +62,9 @@ def test_no_float64_leaves_the_cpu_with_any_solver(solver, diffusion):
     exercise(solver=solver, diffusion=diffusion)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("sampling_path", PATHS)
+@pytest.mark.parametrize(
+    ("sampling_path", "prediction"), cross(PATHS, PREDICTIONS, "cosine", "epsilon")
+)
 def test_no_float64_leaves_the_cpu_on_another_path(sampling_path, prediction):
     exercise(path="discrete", sampling_path=sampling_path, prediction_type=prediction)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import STD, gaussian_std
+from oracles import STD, gaussian_std_by_sources
 
 from benchmarks.samplers import gaussian_sde
 from benchmarks.samplers.gaussian_sde import RATES, Arguments, bias, gaussian_field, ours, theirs
@@ -48,7 +48,7 @@ def test_the_schedulers_bias_is_that_of_the_solver(solver, path, diffusion):
     config = {"path": path, "solver": solver, "diffusion": diffusion}
     field = gaussian_field(law, "velocity", [STD])
     (found,), _ = bias(lambda x: run_ours(config, field, x, 12, None, None), [STD], 12)
-    start, std = law(ends[0][0]), gaussian_std(own, torch.cat(ends))
+    start, std = law(ends[0][0]), gaussian_std_by_sources(own, torch.cat(ends))
     if start.alpha == 0:  # elsewhere the oracle begins with data in the noise
         assert found == pytest.approx(std / STD - 1, abs=1e-6)
     else:

@@ -93,7 +93,7 @@ def test_ddim_is_ddim_and_memoryless_it_is_ddpm(theirs, table, spacing, convert)
     cls, seed = getattr(diffusers, f"{theirs}Scheduler"), 3 if theirs == "DDPM" else None
     known = {k: v for k, v in TABLES[table].items() if k in cls().config}
     diffusion = None if seed is None else "memoryless"
-    for kind, n in product(["epsilon", "v_prediction", "sample"], [10, 7]):
+    for kind, n in (("epsilon", 10), ("v_prediction", 7), ("sample", 10)):
         source = cls(prediction_type=kind, timestep_spacing=spacing, **known)
         ours = convert(source, solver="ddim", diffusion=diffusion)
         torch.testing.assert_close(ours.betas, source.betas, rtol=1e-3, atol=1e-6)

@@ -10,6 +10,7 @@ from oracles import (
     is_tame,
     marginal_std,
     mixture,
+    nonlinear_error,
     slope,
     takes,
 )
@@ -75,14 +76,13 @@ def test_every_solver_states_the_order_that_is_measured_here():
 @pytest.mark.parametrize("name", SOLVERS)
 def test_orders_of_convergence_against_the_exact_flow_of_a_gaussian(name, path_name):
     path = PATHS[path_name]()
-    solver, field = SOLVERS[name](path), GAUSSIAN.field(path)
-    errors = []
-    counts = (100, 200, 400) if ORDERS[name] < 4 else (20, 40, 80)
-    for n in (400, 800, 1600) if (name, path_name) in LATE else counts:
+    solver, errors = SOLVERS[name](path), []
+    counts = (200, 400) if ORDERS[name] < 4 else (40, 80)
+    for n in (800, 1600) if (name, path_name) in LATE else counts:
         times = grid(name, solver, n, END.get(path_name, 1.0))
-        x = integrate(solver, field, torch.ones(1, 1, dtype=torch.float64), times)
-        exact = marginal_std(path, times[-1]) / marginal_std(path, times[0])
-        errors.append((x - exact).abs().item())
+        # the flow is linear: what it makes of one number is what it makes of them all
+        start, end = marginal_std(path, times[[0, -1]]).tolist()
+        errors.append(abs(gaussian_std(solver, times) - end) / start)
     # a cancellation may only make a method better than its order
     assert slope(errors) > ORDERS[name] - 0.2
     assert slope(errors) < ORDERS[name] + 0.2 or errors[-1] < 1e-5
@@ -90,12 +90,10 @@ def test_orders_of_convergence_against_the_exact_flow_of_a_gaussian(name, path_n
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_orders_of_convergence_on_a_nonlinear_field(name):
-    path, data = PATHS["cosine"](), mixture(seed=2, dim=2)
-    x = torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    solver, field = SOLVERS[name](path), data.field(path)
-    exact = integrate(SOLVERS["rk4"](path), field, x, grid(name, solver, 1600))
-    counts = (320, 640) if ORDERS[name] < 4 else (40, 80)
-    errors = [(integrate(solver, field, x, grid(name, solver, n)) - exact).norm() for n in counts]
+    solver = SOLVERS[name](PATHS["cosine"]())
+    # that one begins with a step of lower order, from alpha = 0
+    counts = (320, 640) if name == "exponential_multistep" else (40, 80)
+    errors = [nonlinear_error(solver, grid(name, solver, n)) for n in counts]
     assert slope(errors) == pytest.approx(ORDERS[name], abs=0.2)
 
 
@@ -106,7 +104,7 @@ def test_samples_on_the_snr_clock_depend_on_the_snr_alone(name, path_name, diffu
     """The same samples from fields on any path, and from any prediction, at equal SNRs."""
     data = mixture()
     eps = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    log_snr = torch.linspace(-3.5, 2.5, 9, dtype=torch.float64)
+    log_snr = torch.linspace(-3.5, 2.5, 6, dtype=torch.float64)
     diffusion = diffusion and get_diffusion(diffusion)
 
     def sample(path, prediction):
@@ -245,7 +243,7 @@ def test_an_ode_runs_back(name):
     path, data = Linear(), mixture()
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     solver, field = SOLVERS[name](path), data.field(path)
-    times = torch.linspace(0.02, 0.98, 401, dtype=torch.float64)
+    times = torch.linspace(0.02, 0.98, 101, dtype=torch.float64)
     there = integrate(solver, field, x, times)
     torch.testing.assert_close(integrate(solver, field, there, times.flip(0)), x, rtol=0, atol=0.1)
 
