@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fm_diffusers.pipelines.caching import goes_by_name, remembered, trajectory
 from fm_diffusers.pipelines.outputs import described, is_finite, taken, warn_unless_finite
+from fm_diffusers.pipelines.precision import compute_dtype
 from fm_diffusers.scheduling.transition import Generators
 
 
@@ -38,13 +40,32 @@ def predict(
     Raises:
         ValueError: if the network returns anything but one prediction for each sample.
     """
+    if guidance_scale != 1 and goes_by_name(network):
+        both = zip(("uncond", "cond"), condition.chunk(2), strict=True)
+        asked = [ask(network, scheduler, latents, t, part, name) for name, part in both]
+        return torch.lerp(*asked, guidance_scale)
     guide = guidance_scale != 1
-    model_input = torch.cat([latents] * 2) if guide else latents
+    both = torch.cat([latents] * 2) if guide else latents
+    output = ask(network, scheduler, both, t, condition)
+    return torch.lerp(*output.chunk(2), guidance_scale) if guide else output
+
+
+def ask(
+    network: nn.Module,
+    scheduler: Any,
+    latents: Tensor,
+    t: Tensor,
+    condition: Tensor | None,
+    name: str = "cond",
+) -> Tensor:
+    """Return what a network predicts for samples at a timestep, each with its condition."""
+    model_input = latents
     if hasattr(scheduler, "scale_model_input"):  # diffusers' flow schedulers have none
         model_input = scheduler.scale_model_input(model_input, t)
-    model_input = model_input.to(network.dtype)
+    model_input = model_input.to(compute_dtype(network))
     timesteps = t.expand(len(model_input))  # a DiT takes no other
-    output = network(model_input, timesteps, condition, return_dict=False)
+    with trajectory(network, name):
+        output = network(model_input, timesteps, condition, return_dict=False)
     (batch, channels), size = model_input.shape[:2], model_input.shape[2:]
     output = taken(
         output,
@@ -53,8 +74,7 @@ def predict(
         f"one prediction for each of the {batch} samples that it is fed, two an image with "
         "guidance; a second half of the channels is a variance, which is not used",
     )
-    output = output[:, :channels].to(latents.dtype)
-    return torch.lerp(*output.chunk(2), guidance_scale) if guide else output
+    return output[:, :channels].to(latents.dtype)
 
 
 @contextmanager
@@ -105,7 +125,8 @@ def denoise(
     takes_noise = "generator" in inspect.signature(pipe.scheduler.step).parameters
     noise = {"generator": generator} if takes_noise else {}
     timesteps, finite = pipe.scheduler.timesteps, []
-    with pipe.progress_bar(total=len(timesteps)) as progress_bar:
+    memory = remembered(pipe.network, len(timesteps))
+    with memory, pipe.progress_bar(total=len(timesteps)) as progress_bar:
         for i, t in enumerate(timesteps):
             output = pipe.predict(latents, t, condition, guidance_scale)
             finite.append(is_finite(output))
