@@ -42,19 +42,26 @@ from diffusers.hooks import (
 from diffusers.hooks.hooks import StateManager
 from torch import nn
 
-TIMESTEP_HOOK = "timestep_of_caches"
+ASKED_HOOK = "asked_with_cache"
 #: Names of classes of layers of U-Nets that return more than a tensor.
 RETURN_TUPLES = re.compile(r"\w*(Down\w*Block|Skip\w*Block|Transformer)2D\w*")
 
 
-class TimestepHook(ModelHook):
-    """What knows the timestep that a network is asked at, for caches that work in a range."""
+class AskedHook(ModelHook):
+    """What knows at which timestep a network is asked, and for how many samples.
+
+    Memories of attention go by the place in the batch: another batch, after guidance was cut off
+    for example, begins them anew.
+    """
 
     timestep: float
+    batch: int | None = None
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Keep the timestep, the second argument."""
-        self.timestep = args[1].flatten()[0].item()
+        """Look at the samples and the timestep, the first two arguments."""
+        if self.batch not in (None, len(args[0])) and not goes_by_name(module):
+            HookRegistry.check_if_exists_or_initialize(module).reset_stateful_hooks()
+        self.batch, self.timestep = len(args[0]), args[1].flatten()[0].item()
         return args, kwargs
 
 
@@ -140,12 +147,12 @@ class StepCached(CacheMixin):
         reason = CACHES[type(config)](self, config)
         if reason is not None:
             raise ValueError(f"{name} cannot work on {network}: {reason}")
-        clock, hooks = TimestepHook(), len(layer_hooks(self))
-        if getattr(config, "current_timestep_callback", clock) is None:
-            config = replace(config, current_timestep_callback=lambda: clock.timestep)
+        asked, hooks = AskedHook(), len(layer_hooks(self))
+        if getattr(config, "current_timestep_callback", asked) is None:
+            config = replace(config, current_timestep_callback=lambda: asked.timestep)
         super().enable_cache(config)
         registry = HookRegistry.check_if_exists_or_initialize(self)
-        registry.register_hook(clock, TIMESTEP_HOOK)  # the last is the first to be called
+        registry.register_hook(asked, ASKED_HOOK)  # the last is the first to be called
         if len(layer_hooks(self)) == hooks:
             self.disable_cache()
             raise ValueError(
@@ -157,7 +164,7 @@ class StepCached(CacheMixin):
         """Remove the cache."""
         super().disable_cache()
         registry = HookRegistry.check_if_exists_or_initialize(self)
-        registry.remove_hook(TIMESTEP_HOOK, recurse=False)
+        registry.remove_hook(ASKED_HOOK, recurse=False)
 
 
 for network in (DiTTransformer2DModel, UNet2DModel, UNet2DConditionModel):
@@ -193,6 +200,15 @@ def trajectory(network: nn.Module, name: str) -> AbstractContextManager[None]:
         name: `cond` or `uncond`.
     """
     return CacheMixin.cache_context(network, name)
+
+
+def check_exact(network: nn.Module, what: str) -> None:
+    """Raise a `ValueError` for a network with a cache where `what` needs the network itself."""
+    if any(hook._is_stateful for hook in layer_hooks(network)):
+        raise ValueError(
+            f"{what} needs the network itself, at any time, but a cache keeps what it computed at "
+            "another: call disable_cache of the network first"
+        )
 
 
 @contextmanager
