@@ -1,5 +1,6 @@
 """Every line of the table of inference features runs, on the networks that stand beside it."""
 
+import csv
 import re
 import shutil
 from pathlib import Path
@@ -97,6 +98,26 @@ def test_the_table_is_whole():
     assert len(features) >= 15 and {name for name, *_ in CASES.values()} == set(NETWORKS)
 
 
+@pytest.mark.parametrize("model", ["dit", "unet"])
+def test_the_figures_of_the_document_are_those_of_the_table(model):
+    from benchmarks.inference.features import FEATURES
+
+    with open(Path(__file__).parents[1] / "benchmarks/results/inference.csv", newline="") as file:
+        measured = [row for row in csv.DictReader(file) if row["model"] == model]
+    cells = {code.replace(" ", ""): effect for _, _, code, effect in rows()}
+    found = 0
+    for row in measured:
+        if row["feature"].startswith("fewer") and row["process"] == "ODE":
+            assert row["change"] in DOCUMENT
+        line = FEATURES.get(row["feature"], ("",))[0].replace(" ", "")
+        effect = cells.get(line, "the same images")
+        if row["process"] == "ODE" and not effect.startswith("the same images"):
+            assert row["change"] in effect
+            assert row["evaluations"] in effect or row["evaluations"] == "40"
+            found += 1
+    assert found >= 4
+
+
 @pytest.mark.slow  # the C++ compiler
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("name", ["labels", "unet", "text"])
@@ -162,3 +183,29 @@ def test_a_quantised_network_is_the_one_with_rounded_weights(name):
     found = sample(pipe, name)
     assert_same(found, sample(rounded, name))
     assert not torch.allclose(found, sample(NETWORKS[name](), name), atol=1e-5)
+
+
+def test_the_table_is_written_from_what_is_measured(tmp_path):
+    from benchmarks.inference.features import FIELDS, FeatureArguments, main
+
+    NETWORKS["labels"]().save_pretrained(tmp_path / "dit")
+    rows = main(
+        FeatureArguments(
+            models=[str(tmp_path / "dit")],
+            steps=STEPS,
+            num_samples=2,
+            features=["MagCache", "TaylorSeer, every 2", "channels last"],
+            repeats=1,
+            autoencoder=False,
+            output_dir=str(tmp_path),
+        )
+    )
+    with open(tmp_path / "inference.csv", newline="") as file:
+        table = [*csv.DictReader(file)]
+    assert [*table[0]] == [*FIELDS] and len(table) == len(rows) == 2 * 4 + 3
+    found = {(row["process"], row["feature"]): row for row in rows}
+    for process in ("ODE", "SDE"):
+        assert found[process, "plain"]["change"] == 0
+        assert found[process, "TaylorSeer, every 2"]["evaluations"] < STEPS
+        assert found[process, "channels last"]["evaluations"] == STEPS
+        assert found[process, "channels last"]["change"] < 1e-5
