@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fm_diffusers.pipelines.caching import check_exact
 from fm_diffusers.pipelines.guidance import as_scale
 from fm_diffusers.scheduling.transition import Generators
 
@@ -25,7 +26,11 @@ def field_and_noise(
         generator: of the noise.
         noise: shape `(n, ...)`.
         conditions: arguments of a call, taken in turn; by default all labels.
+
+    Raises:
+        ValueError: for a network with a cache.
     """
+    check_exact(pipe.network, "a calibration")
     if noise is None:
         noise = pipe.prepare_latents(num_samples, generator, None) / pipe.init_noise_sigma
     else:

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fm_diffusers.pipelines.caching import goes_by_name, remembered, trajectory
 from fm_diffusers.pipelines.callbacks import TENSORS, replaced
 from fm_diffusers.pipelines.editing import Edit
 from fm_diffusers.pipelines.guidance import Guidance
 from fm_diffusers.pipelines.outputs import is_finite, taken, warn_unless_finite
+from fm_diffusers.pipelines.precision import compute_dtype
 from fm_diffusers.scheduling.transition import Generators
 
 
@@ -51,20 +53,31 @@ def predict(
         conditions = condition.chunk(2) if both else (None, condition)
         return guidance(ask, network, model_input, conditions)
     if guidance == 1:
-        return ask([condition])[0]
-    return torch.lerp(*ask([*condition.chunk(2)]), guidance)
+        return ask([condition], ["cond"])[0]
+    return torch.lerp(*ask([*condition.chunk(2)], ["uncond", "cond"]), guidance)
 
 
 def asked(
-    network: nn.Module, x: Tensor, t: Tensor, conditions: Sequence[Tensor | None]
+    network: nn.Module,
+    x: Tensor,
+    t: Tensor,
+    conditions: Sequence[Tensor | None],
+    names: Sequence[str],
 ) -> list[Tensor]:
-    """Return what a network predicts for samples under conditions, all in one batch."""
+    """Return what a network predicts for samples under conditions.
+
+    They are one batch, unless the network has a step cache, which remembers each by its name.
+    """
     count = len(conditions)
+    if count > 1 and goes_by_name(network):
+        pairs = zip(conditions, names, strict=True)
+        return [asked(network, x, t, [one], [name])[0] for one, name in pairs]
     condition = None if conditions[0] is None else torch.cat([*conditions])
     model_input = torch.cat([x] * count) if count > 1 else x
-    model_input = model_input.to(network.dtype)
+    model_input = model_input.to(compute_dtype(network))
     timesteps = t.expand(len(model_input))  # a DiT takes no other
-    output = network(model_input, timesteps, condition, return_dict=False)
+    with trajectory(network, names[-1]):
+        output = network(model_input, timesteps, condition, return_dict=False)
     (batch, channels), size = model_input.shape[:2], model_input.shape[2:]
     output = taken(
         output,
@@ -139,7 +152,8 @@ def denoise(
     guider = guidance.guider if isinstance(guidance, Guidance) else None
     pipe._num_timesteps = len(timesteps)
     pipe._guidance_scale = guidance if guider is None else guider.guidance_scale
-    with pipe.progress_bar(total=len(timesteps)) as progress_bar:
+    memory = remembered(pipe.network, len(timesteps))
+    with memory, pipe.progress_bar(total=len(timesteps)) as progress_bar:
         for i, t in enumerate(timesteps):
             if pipe.interrupt:
                 break

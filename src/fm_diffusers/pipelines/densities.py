@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fm_diffusers.likelihood import dequantize, log_prob, on_grid
 from fm_diffusers.likelihood.integrators import adaptive
+from fm_diffusers.pipelines.caching import check_exact
 from fm_diffusers.pipelines.guidance import as_scale
 from fm_diffusers.pipelines.images import as_bytes, as_pixels
 from fm_diffusers.scheduler import GaussianFlowScheduler
@@ -79,6 +80,7 @@ def density(
     given = asked(len(x) // repeats, repeats)
     pipe.check_inputs(given)
     scale = as_scale(given, "a log-likelihood")
+    check_exact(pipe.network, "a log-likelihood")
     with torch.no_grad():
         condition = pipe.encode_condition(given)
 

@@ -134,6 +134,22 @@ class Encoding(LifeCycle):
         """Return images around [-1, 1]: the samples, or what the `vae` makes of them."""
         return self.canvas.decode(latents)
 
+    def enable_vae_slicing(self) -> None:
+        """Let the `vae` decode one image of a batch at a time: less memory, the same images."""
+        self.canvas.vae_for("enable_vae_slicing").enable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Let the `vae` decode images above its `sample_size` in tiles, blended at their edges."""
+        self.canvas.vae_for("enable_vae_tiling").enable_tiling()
+
+    def disable_vae_slicing(self) -> None:
+        """Let the `vae` decode a batch at once."""
+        self.canvas.vae_for("disable_vae_slicing").disable_slicing()
+
+    def disable_vae_tiling(self) -> None:
+        """Let the `vae` decode an image of any size at once."""
+        self.canvas.vae_for("disable_vae_tiling").disable_tiling()
+
     def predict(
         self, latents: Tensor, t: Tensor, condition: Tensor | None, guidance: float | Guidance
     ) -> Tensor:

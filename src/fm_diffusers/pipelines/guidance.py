@@ -34,8 +34,8 @@ from fm_diffusers.scheduler import GaussianFlowScheduler
 
 #: The condition of nothing in particular, and that of what is asked; None of unconditional ones.
 Conditions = tuple[Tensor | None, Tensor | None]
-#: Returns predictions of a network under conditions, in their order.
-Ask = Callable[[list[Tensor | None]], list[Tensor]]
+#: Returns predictions of a network under conditions, which have names, in their order.
+Ask = Callable[[list[Tensor | None], list[str]], list[Tensor]]
 
 
 class Assumption(NamedTuple):
@@ -201,8 +201,8 @@ class Guidance:
         outputs = []
         for name, one in zip(names, wanted, strict=True) if row.hooks else ():
             with hooked(guider, network, name):
-                outputs += ask([one])
-        outputs = outputs or ask(wanted)
+                outputs += ask([one], [name.removeprefix("pred_")])
+        outputs = outputs or ask(wanted, [name.removeprefix("pred_") for name in names])
         for batch, output in zip(batches, outputs, strict=True):
             batch.noise_pred = self._converted(self.there, x, output)
         return self._converted(self.back, x, guider(batches).pred)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fm_diffusers.pipelines.arguments import check_generator, count, finite_tensor, is_whole
 from fm_diffusers.pipelines.networks import check_size
 from fm_diffusers.pipelines.outputs import is_finite, taken
+from fm_diffusers.pipelines.precision import upcast
 from fm_diffusers.scheduling.transition import Generators
 
 
@@ -33,6 +34,19 @@ class Latents:
     def scale_factor(self) -> int:
         """Pixels of an image for each of a sample, along a side; 1 without a `vae`."""
         return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def vae_for(self, name: str) -> Any:
+        """Return the `vae` that a method is about.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if self.vae is None:
+            raise ValueError(
+                f"{name} needs a pipeline with a vae, but the samples of this one are pixels, "
+                "which nothing decodes"
+            )
+        return self.vae
 
     def shape(self, height: int | None, width: int | None) -> tuple[int | None, ...]:
         """Return channels, height and width of a sample for an image's height and width."""
@@ -88,7 +102,8 @@ class Latents:
         images = 2 * pixels - 1
         if self.vae is None:
             return images
-        found = self.vae.encode(images.to(self.vae.device, self.vae.dtype))
+        with upcast(self.vae) as dtype:
+            found = self.vae.encode(images.to(self.vae.device, dtype))
         if hasattr(found, "latent_dist"):
             codes = found.latent_dist.mode()
         else:
@@ -109,7 +124,8 @@ class Latents:
             return latents
         config, factor = self.vae.config, self.scale_factor
         codes = latents / config.scaling_factor + (config.get("shift_factor") or 0)
-        output = self.vae.decode(codes.to(self.vae.dtype), return_dict=False)
+        with upcast(self.vae) as dtype:
+            output = self.vae.decode(codes.to(dtype), return_dict=False)
         height, width = latents.shape[2:]
         channels = config.get("out_channels", 3)
         shape = (len(latents), channels, height * factor, width * factor)
