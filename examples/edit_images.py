@@ -118,7 +118,11 @@ def main(args: EditingArguments) -> None:
         between += pipe.interpolate(image, other, 8, steps, **asked).images
         found = pipe.invert(image, steps, **asked)
         density = pipe.log_likelihood(
-            image, num_inference_steps=20, generator=torch.Generator().manual_seed(0), **asked
+            image,
+            num_probes=4,
+            num_inference_steps=10,
+            generator=torch.Generator().manual_seed(0),
+            **asked,
         )
         bits = density.bits_per_dimension
         print(

@@ -15,6 +15,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
     TextKVCacheConfig,
 )
+from diffusers.guiders import ClassifierFreeGuidance, SkipLayerGuidance
 from diffusers.hooks import apply_first_block_cache
 from test_pipeline import CLASSES, assert_same, draw
 from test_pipeline_text import make_text_pipe
@@ -319,3 +320,29 @@ def test_the_networks_stay_what_is_saved(tmp_path):
     assert not again.transformer.is_cache_enabled
     pipe.transformer.disable_cache()
     assert_same(draw(again, 0), draw(pipe, 0))
+
+
+@pytest.mark.parametrize("cache", ["first block", "mag", "taylor", "broadcast"])
+def test_a_guider_is_served_as_the_scale_is(cache):
+    pipe, asked = PIPES["labels"](), ASKED["labels"]
+    pipe.transformer.enable_cache(CACHES[cache][0]())
+    expected = draw(pipe, num_inference_steps=STEPS, **asked)
+    guider = ClassifierFreeGuidance(guidance_scale=2.0, use_original_formulation=False)
+    del asked
+    found = draw(pipe, [0, 1], num_inference_steps=STEPS, guider=guider)
+    assert_same(found, expected)
+
+
+def test_a_guider_that_skips_layers_has_memories_by_name():
+    pipe = PIPES["labels"]()
+    guider = SkipLayerGuidance(guidance_scale=2.0, skip_layer_guidance_layers=[1])
+    plain = draw(pipe, [0, 1], num_inference_steps=STEPS, guider=guider)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(0.0))
+    assert_same(draw(pipe, [0, 1], num_inference_steps=STEPS, guider=guider), plain)
+
+
+def test_a_log_likelihood_refuses_a_cache():
+    pipe = PIPES["labels"]()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig())
+    with pytest.raises(ValueError, match="a log-likelihood needs the network itself"):
+        pipe.log_likelihood(torch.zeros(1, 1, 8, 8), class_labels=[0])

@@ -13,6 +13,7 @@ from fm_diffusers.pipelines.guidance import check_guider
 from fm_diffusers.pipelines.labels import numbers_of
 from fm_diffusers.pipelines.networks import TAKES, count_classes, takes_labels, text_width
 from fm_diffusers.pipelines.outputs import shown
+from fm_diffusers.pipelines.precision import compute_dtype
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class Conditioning:
                     f"{tuple(embeds.shape)}, got {tuple(negative.shape)}"
                 )
         both = [
-            x.to(device, self.network.dtype).repeat_interleave(num_images_per_prompt, 0)
+            x.to(device, compute_dtype(self.network)).repeat_interleave(num_images_per_prompt, 0)
             for x in both
         ]
         return both[0], both[1] if do_classifier_free_guidance else None
