@@ -112,7 +112,7 @@ def test_black_pixels_of_a_mask_come_back_bit_for_bit(kind, strength, diffusion)
     pipe, bytes_ = make(diffusion=diffusion), pictures(channels, side)
     mask = np.zeros((side, side), np.uint8)
     mask[: side // 2, 3:] = 255
-    asked |= {"mask_image": Image.fromarray(mask), "strength": strength}
+    asked = asked | {"mask_image": Image.fromarray(mask), "strength": strength}
     known = mask == 0
     found = edit(pipe, as_pil(bytes_), output_type="pil", **asked)
     for x, y in zip(found, bytes_, strict=True):

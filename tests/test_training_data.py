@@ -144,6 +144,7 @@ def share(source, way, folder):
     Path(folder, f"{accelerator.process_index}.json").write_text(json.dumps([seen, rest]))
 
 
+@pytest.mark.xdist_group("distributed")  # both take the same port of this machine
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_share_the_rows_of_an_epoch(way, numbered, tmp_path):
     debug_launcher(share, (numbered, way, str(tmp_path)), num_processes=2)
