@@ -54,6 +54,7 @@ def measure_and_write(file):
         json.dump([loss, accelerator.num_processes], out)
 
 
+@pytest.mark.xdist_group("distributed")  # both take the same port of this machine
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_work_and_the_figure_is_the_same_bit_for_bit(processes, tmp_path):
     """Six batches: on four processes, two of them take one for nothing."""
