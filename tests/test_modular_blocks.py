@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import (
     ClassifierFreeGuidance,
+    FirstBlockCacheConfig,
     ModularPipeline,
     ModularPipelineBlocks,
     SequentialPipelineBlocks,
@@ -18,6 +19,8 @@ from peft import LoraConfig
 from test_modular import GUIDED, LABELS, PROMPTS, draw, loaded, modular
 from test_pipeline import CLASSES, STEPS, assert_same, generators, make_pipe, make_unet
 from test_pipeline_text import make_text_pipe
+from test_pipeline_transformer import make_pipe as make_transformer_pipe
+from test_pipeline_transformer import make_transformer
 from tiny_inputs import noise
 
 from fm_diffusers import (
@@ -313,3 +316,14 @@ def test_predictions_that_are_not_finite_warn():
     made.update_components(unet=broken)
     with pytest.warns(RuntimeWarning, match="not finite.*at step 0"):
         draw(made, **LABELS)
+
+
+def test_a_step_cache_begins_anew_with_every_call():
+    pipe = make_transformer_pipe(make_transformer(), CLASSES)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(1e9))
+    asked = {"class_labels": [0, 2], "guidance_scale": 2.0, "num_inference_steps": 6}
+    expected, found = (
+        [draw(one, **asked, generator=generators(seed, seed + 1)) for seed in (0, 5)]
+        for one in (pipe, modular(pipe))
+    )
+    assert all(map(torch.equal, found, expected))

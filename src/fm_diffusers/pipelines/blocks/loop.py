@@ -17,6 +17,7 @@ from fm_diffusers.pipelines.blocks.base import MODEL_NAME, Block, inputs, output
 from fm_diffusers.pipelines.blocks.guiding import LoopGuidance
 from fm_diffusers.pipelines.blocks.parts import Parts
 from fm_diffusers.pipelines.blocks.steps import PrepareLatentsStep, SetTimestepsStep
+from fm_diffusers.pipelines.caching import remembered
 from fm_diffusers.pipelines.denoising import alone, predict
 from fm_diffusers.pipelines.networks import check_components
 from fm_diffusers.pipelines.outputs import is_finite, warn_unless_finite
@@ -108,7 +109,8 @@ class DenoiseLoop(LoopSequentialPipelineBlocks):
         """Run the loop."""
         block_state, finite = self.get_block_state(state), []
         timesteps = block_state.timesteps
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
+        memory = remembered(Parts.of(components).network, len(timesteps))
+        with memory, self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 components, block_state = self.loop_step(components, block_state, i=i, t=t)
                 finite.append(is_finite(block_state.noise_pred))
