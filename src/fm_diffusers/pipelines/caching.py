@@ -174,20 +174,25 @@ for network in (DiTTransformer2DModel, UNet2DModel, UNet2DConditionModel):
 
 def layer_hooks(network: nn.Module) -> list[ModelHook]:
     """Return the hooks of diffusers on the layers of a network, not on itself."""
-    layers = [layer for name, layer in network.named_modules() if name]
-    registries = [vars(layer).get("_diffusers_hook") for layer in layers]
-    return [hook for registry in registries if registry for hook in registry.hooks.values()]
+    HookRegistry.check_if_exists_or_initialize(network).invalidate_child_registries_cache()
+    return known_hooks(network)
+
+
+def known_hooks(network: nn.Module) -> list[ModelHook]:
+    """Return the hooks that `layer_hooks` has found, without going through all layers again."""
+    registries = HookRegistry.check_if_exists_or_initialize(network)._get_child_registries()
+    return [hook for registry in registries for hook in registry.hooks.values()]
 
 
 def goes_by_name(network: nn.Module) -> bool:
     """Return whether a network has memories by the name of a trajectory: one is asked at a time.
 
     Others (of attention) go by the place in the batch, which is then that of guidance, as without
-    a cache.
+    a cache. It is asked at every step, of the hooks that were there when the call began.
     """
     return any(
         isinstance(value, StateManager)
-        for hook in layer_hooks(network)
+        for hook in known_hooks(network)
         for value in vars(hook).values()
     )
 
@@ -234,7 +239,6 @@ def remembered(network: nn.Module, evaluations: int) -> Iterator[None]:
         yield
         return
     registry = HookRegistry.check_if_exists_or_initialize(network)
-    registry.invalidate_child_registries_cache()  # of hooks that came since
     registry.reset_stateful_hooks()
     try:
         yield
