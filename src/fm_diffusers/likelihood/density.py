@@ -164,11 +164,11 @@ def log_prob(
         prior = -(y.square().sum(1) / variance + dim * math.log(2 * math.pi * variance)) / 2
         each = prior[:, None] + dim * (change + math.log(end))
         value = each.mean(1, keepdim=True)
-        error = _standard_error(each.detach()) if num_probes else torch.zeros_like(prior)
+        error = standard_error(each.detach()) if num_probes else torch.zeros_like(prior)
         return LogDensity(value[:, 0], error.detach(), scale * state[:, :dim].reshape(x.shape))
 
 
-def _standard_error(each: Tensor) -> Tensor:
+def standard_error(each: Tensor) -> Tensor:
     """Return that of the mean over estimates of shape `(batch, K)`; NaN for one."""
     count = each.shape[1]
     squares = (each - each.mean(1, keepdim=True)).square().sum(1)

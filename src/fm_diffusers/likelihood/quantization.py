@@ -30,6 +30,11 @@ def dequantize(images: Tensor, generator: torch.Generator | None = None) -> Tens
     return (images + shift) / 127.5 - 1
 
 
+def in_bits(log_density: Tensor, num_dimensions: int) -> Tensor:
+    """Return bits per dimension of densities in nats; see `bits_per_dimension`."""
+    return -log_density / (num_dimensions * math.log(2)) + math.log2(127.5)
+
+
 class BitsPerDimension(NamedTuple):
     """An upper bound of the code length of images, and the standard error of its mean."""
 
@@ -73,5 +78,5 @@ def bits_per_dimension(log_density: Tensor, num_dimensions: int) -> BitsPerDimen
             "num_dimensions must be channels times height times width, at least 1, got "
             f"{num_dimensions}"
         )
-    bits = -log_density.cpu().double() / (num_dimensions * math.log(2)) + math.log2(127.5)
+    bits = in_bits(log_density.cpu().double(), num_dimensions)
     return BitsPerDimension(bits.mean().item(), (bits.std() / math.sqrt(len(bits))).item())

@@ -4,7 +4,7 @@ See `fm_diffusers.likelihood`, of which this is the reading for a pipeline: it e
 asks the network under its conditions, and gives nats, their standard errors and bits.
 """
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,16 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from fm_diffusers.fields import Field
 from fm_diffusers.likelihood import dequantize, log_prob, on_grid
+from fm_diffusers.likelihood.density import standard_error
 from fm_diffusers.likelihood.integrators import adaptive
+from fm_diffusers.likelihood.quantization import in_bits
 from fm_diffusers.pipelines.caching import check_exact
+from fm_diffusers.pipelines.conditions import Asked
 from fm_diffusers.pipelines.guidance import as_scale
 from fm_diffusers.pipelines.images import as_bytes, as_pixels
 from fm_diffusers.scheduler import GaussianFlowScheduler
-
-#: Values of a byte for every unit of pixels in [-1, 1].
-CELLS = 127.5
 
 
 @dataclass
@@ -50,7 +51,7 @@ def density(
     num_inference_steps: int | None,
     tolerance: float,
     generator: torch.Generator | None,
-    asked: Any,
+    asked: Callable[[int, int], Asked],
 ) -> LogLikelihoodOutput:
     """Return the log-density of images; see `FlowMatchingPipeline.log_likelihood`.
 
@@ -61,53 +62,65 @@ def density(
         num_inference_steps: of a fixed grid.
         tolerance: of an adaptive integration.
         generator: of random vectors and points.
-        asked: the conditions, a function of the number of images.
+        asked: the conditions, a function of the number of images and of points of each.
     """
-    canvas, repeats = pipe.canvas, 1
-    integers = as_bytes("image", image, canvas.channels)
-    if integers is None:
-        pixels = as_pixels("image", image, canvas.channels)
-    else:
-        repeats = num_probes or 1  # a point for every random vector
-        pixels = dequantize(integers.repeat_interleave(repeats, 0), generator) / 2 + 0.5
+    pixels, repeats = points(image, pipe.canvas.channels, num_probes or 1, generator)
     with torch.no_grad():
-        x = canvas.encode(pixels).to(pipe._execution_device)
+        x = pipe.canvas.encode(pixels).to(pipe._execution_device)
     x = x.double() if x.device.type == "cpu" else x
-    # the network's own path, whichever it is sampled on
-    vars(pipe)["scheduler"] = model = GaussianFlowScheduler.from_config(
-        pipe.scheduler.config, sampling_path=None, sampling_path_kwargs=None, diffusion=None
-    )
-    given = asked(len(x) // repeats, repeats)
-    pipe.check_inputs(given)
-    scale = as_scale(given, "a log-likelihood")
-    check_exact(pipe.network, "a log-likelihood")
-    with torch.no_grad():
-        condition = pipe.encode_condition(given)
-
-    def field(x: Tensor, t: Tensor) -> Tensor:
-        timestep = model.to_timestep(t).to(x.device, torch.float32)
-        return pipe.predict(x, timestep, condition, scale)
-
+    given = asked(len(x) // (repeats or 1), repeats or 1)
+    field, model = field_of(pipe, given)
     steps = num_inference_steps
     found = log_prob(
         model.path,
         field,
         x,
         prediction=model.config.prediction_type,
-        num_probes=num_probes if integers is None or num_probes is None else 1,
+        num_probes=num_probes if repeats is None or num_probes is None else 1,
         generator=generator,
         integrator=adaptive(tolerance, tolerance) if steps is None else on_grid(steps),
     )
+    value, error = found.value, found.standard_error
+    if repeats is not None:
+        each = value.reshape(-1, repeats)
+        value, error = each.mean(1), standard_error(each)
     dim = x[0].numel()
-    each, error = found.value, found.standard_error
-    if repeats > 1 or integers is not None:
-        each = each.reshape(-1, repeats)
-        squares = (each - each.mean(1, keepdim=True)).square().sum(1)
-        error = (squares / (repeats * (repeats - 1))).sqrt()  # 0/0 for one
-        each = each.mean(1)
     if steps is None:
         error = torch.hypot(error, torch.full_like(error, dim * tolerance))
-    bits = -each / (dim * math.log(2)) + math.log2(CELLS)
-    return LogLikelihoodOutput(
-        each, error, bits if canvas.vae is None else None, found.noise[::repeats]
+    bits = in_bits(value, dim) if pipe.vae is None else None
+    return LogLikelihoodOutput(value, error, bits, found.noise[:: repeats or 1])
+
+
+def points(
+    image: Any, channels: int, number: int, generator: torch.Generator | None
+) -> tuple[Tensor, int | None]:
+    """Return pixels in [0, 1], and how many random points of each image they are.
+
+    Bytes are measured at points of their cells, one for every random vector; of other numbers,
+    which are points themselves, the second is None.
+    """
+    integers = as_bytes("image", image, channels)
+    if integers is None:
+        return as_pixels("image", image, channels), None
+    return dequantize(integers.repeat_interleave(number, 0), generator) / 2 + 0.5, number
+
+
+def field_of(pipe: Any, asked: Asked) -> tuple[Field, GaussianFlowScheduler]:
+    """Return the field of a pipeline's network under conditions, and the scheduler of its path.
+
+    It is the path of the network itself, whichever it is sampled on.
+    """
+    vars(pipe)["scheduler"] = model = GaussianFlowScheduler.from_config(
+        pipe.scheduler.config, sampling_path=None, sampling_path_kwargs=None, diffusion=None
     )
+    pipe.check_inputs(asked)
+    scale = as_scale(asked, "a log-likelihood")
+    check_exact(pipe.network, "a log-likelihood")
+    with torch.no_grad():
+        condition = pipe.encode_condition(asked)
+
+    def field(x: Tensor, t: Tensor) -> Tensor:
+        timestep = model.to_timestep(t).to(x.device, torch.float32)
+        return pipe.predict(x, timestep, condition, scale)
+
+    return field, model
