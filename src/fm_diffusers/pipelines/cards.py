@@ -24,14 +24,16 @@ tags:
 # {title}
 
 {classes}
-```bash
-{install}
+{usage}
+"""
+#: How to install the package, and code that runs with it.
+USAGE = f"""```bash
+{INSTALL}
 ```
 
 ```python
-{code}
-```
-"""
+{{code}}
+```"""
 
 
 def example(
@@ -94,6 +96,5 @@ def card(pipe: Any, repo_id: str) -> str:
     return CARD.format(
         title=repo_id,
         classes=listed(pipe.config.id2label, pipe.num_classes),
-        install=INSTALL,
-        code="\n".join(["import torch\n"] * ("torch." in asked) + code),
+        usage=USAGE.format(code="\n".join(["import torch\n"] * ("torch." in asked) + code)),
     )

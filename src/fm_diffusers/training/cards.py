@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from fm_diffusers.pipelines.cards import INSTALL, URL, listed
+from fm_diffusers.pipelines.cards import URL, USAGE, listed
 from fm_diffusers.training.plugins import plugin_lines
 
 CARD = """# {title}
@@ -19,13 +19,7 @@ CARD = """# {title}
 {said}{classes}
 ![samples]({picture})
 
-```bash
-{install}
-```
-
-```python
-{code}
-```
+{usage}
 {evaluation}
 ## Training
 
@@ -125,7 +119,7 @@ def write_card(folder: Path) -> None:
     rows = {name: value for name, value in record.items() if name not in HIDDEN}
     text = CARD.format(
         **{"title": record["title"], "classes": "", "picture": "samples.png"} | parts,
-        install=INSTALL,
+        usage=USAGE.format(code=parts["code"]),
         evaluation=evaluation_section(measured) if measured else "",
         table="\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in rows.items()),
         command=record["command"],
