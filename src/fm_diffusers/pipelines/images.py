@@ -12,8 +12,10 @@ from fm_diffusers.pipelines.outputs import described
 #: What pictures can be, with their channels: grey, colour, colour with an alpha channel.
 MODES = {"L": 1, "RGB": 3, "RGBA": 4}
 #: Conversions that lose nothing.
-LOSSLESS = {("1", "L"), ("1", "RGB"), ("L", "RGB"), ("P", "RGB"), ("LA", "RGBA"), ("RGB", "RGBA")}
-LOSSLESS |= {("L", "RGBA"), ("P", "RGBA")}
+LOSSLESS = {
+    *(("1", "L"), ("1", "RGB"), ("L", "RGB"), ("P", "RGB")),
+    *(("L", "RGBA"), ("P", "RGBA"), ("LA", "RGBA"), ("RGB", "RGBA")),
+}
 
 
 def as_pixels(name: str, images: Any, channels: int) -> Tensor:

@@ -17,10 +17,10 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 from diffusers.optimization import SchedulerType
 
+from fm_diffusers.pipelines.images import MODES
 from fm_diffusers.tables import look_up
 from fm_diffusers.training.checkpoints import Checkpoints
 from fm_diffusers.training.command_line import flags, parse
-from fm_diffusers.training.decoding import MODES
 from fm_diffusers.training.held_out import held_out_share, overlap
 from fm_diffusers.training.plugins import PLUGINS, load_plugins
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fm_diffusers.pipelines.images import MODES
 from fm_diffusers.tables import look_up
 from fm_diffusers.training.batching import (
     Classes,
@@ -25,7 +26,7 @@ from fm_diffusers.training.batching import (
     take_encoded,
     warn_of_broken,
 )
-from fm_diffusers.training.decoding import MODES, Decoder
+from fm_diffusers.training.decoding import Decoder
 from fm_diffusers.training.sources import open_rows
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-#: What images can be, with their channels: grey, colour, colour with an alpha channel.
-MODES = {"L": 1, "RGB": 3, "RGBA": 4}
+from fm_diffusers.pipelines.images import MODES
 
 
 def kind(image: Image.Image) -> str:

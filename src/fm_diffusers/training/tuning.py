@@ -14,9 +14,9 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from fm_diffusers.pipeline import FlowMatchingPipeline
+from fm_diffusers.pipelines.images import MODES
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.training.data import ImageData
-from fm_diffusers.training.decoding import MODES
 from fm_diffusers.training.flow import FlowArguments, LossArguments
 from fm_diffusers.training.networks import DEFAULTS, keep_labels
 
