@@ -124,6 +124,12 @@ def why_not_saved(folder: Path) -> str:
     )
 
 
+def with_our_scheduler(index: dict[str, Any]) -> dict[str, Any]:
+    """Return a `model_index.json` with our scheduler from the installed module."""
+    library, name = index.get("scheduler", (None, None))
+    return index | {"scheduler": [SCHEDULER_MODULE, name]} if library == SCHEDULER_FILE else index
+
+
 class SavedPipeline(LoraLoader, DiffusionPipeline):
     """A pipeline of diffusers that is saved, loaded and given adapters as ours are."""
 
@@ -189,10 +195,7 @@ class SavedPipeline(LoraLoader, DiffusionPipeline):
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, ...]:
         """Take our scheduler from the installed module, not from the repository's file."""
-        library, name = config_dict["scheduler"]
-        if library == SCHEDULER_FILE:
-            config_dict = {**config_dict, "scheduler": [SCHEDULER_MODULE, name]}
-        return super().extract_init_dict(config_dict, **kwargs)
+        return super().extract_init_dict(with_our_scheduler(config_dict), **kwargs)
 
     def _upload_folder(
         self, working_dir: str | Path, repo_id: str, token: str | None = None, **kwargs: Any
