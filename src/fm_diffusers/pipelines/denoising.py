@@ -120,6 +120,12 @@ def alone(pipe: Any) -> Iterator[Any]:
     vars(pipe).update({name: vars(own)[name] for name in LIFE if name in vars(own)})
 
 
+def noise_option(scheduler: Any, generator: Generators | None) -> dict[str, Any]:
+    """Return how a scheduler's `step` is told the generator; some of diffusers' take none."""
+    takes_noise = "generator" in inspect.signature(scheduler.step).parameters
+    return {"generator": generator} if takes_noise else {}
+
+
 #: What a pipeline says of its last call.
 LIFE = ("_guidance_scale", "_guided", "_num_timesteps")
 
@@ -146,8 +152,7 @@ def denoise(
         callback_inputs: names of its tensors.
         edit: the image that is changed, which says where to begin and what to hold.
     """
-    takes_noise = "generator" in inspect.signature(pipe.scheduler.step).parameters
-    noise = {"generator": generator} if takes_noise else {}
+    noise = noise_option(pipe.scheduler, generator)
     timesteps, finite = pipe.scheduler.timesteps[0 if edit is None else edit.begin :], []
     guider = guidance.guider if isinstance(guidance, Guidance) else None
     pipe._num_timesteps = len(timesteps)

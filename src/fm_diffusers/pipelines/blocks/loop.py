@@ -1,6 +1,5 @@
 """The loop of a modular pipeline: three blocks a step, between which others can stand."""
 
-import inspect
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from fm_diffusers.pipelines.blocks.guiding import LoopGuidance
 from fm_diffusers.pipelines.blocks.parts import Parts
 from fm_diffusers.pipelines.blocks.steps import PrepareLatentsStep, SetTimestepsStep
 from fm_diffusers.pipelines.caching import remembered
-from fm_diffusers.pipelines.denoising import alone, predict
+from fm_diffusers.pipelines.denoising import alone, noise_option, predict
 from fm_diffusers.pipelines.networks import check_components
 from fm_diffusers.pipelines.outputs import is_finite, warn_unless_finite
 
@@ -76,11 +75,9 @@ class LoopAfterDenoiser(Block):
         self, components: Any, block_state: BlockState, i: int, t: torch.Tensor
     ) -> tuple[Any, BlockState]:
         """Run the block."""
-        step = components.scheduler.step
-        takes_noise = "generator" in inspect.signature(step).parameters
-        noise = {"generator": block_state.generator} if takes_noise else {}
-        found = step(block_state.noise_pred, t, block_state.latents, return_dict=False, **noise)
-        block_state.latents = found[0]
+        scheduler, asked = components.scheduler, (block_state.noise_pred, t, block_state.latents)
+        noise = noise_option(scheduler, block_state.generator)
+        block_state.latents = scheduler.step(*asked, return_dict=False, **noise)[0]
         return components, block_state
 
 
