@@ -78,8 +78,10 @@ class FlowMatchingPipeline(Operations):
     """
 
     model_cpu_offload_seq = "text_encoder->unet->transformer->vae"
-    _optional_components = ["unet", "scheduler", "transformer", "vae", "text_encoder", "tokenizer"]
-    _optional_components += ["guider"]
+    _optional_components = [
+        *("unet", "transformer", "scheduler", "vae"),
+        *("text_encoder", "tokenizer", "guider"),
+    ]
     _callback_tensor_inputs = TENSORS
 
     def __init__(

@@ -198,11 +198,14 @@ class Guidance:
         batches = guider.prepare_inputs({"condition": told})
         names = [batch.__guidance_identifier__ for batch in batches]
         wanted = [told[name == "pred_uncond"] for name in names]
-        outputs = []
-        for name, one in zip(names, wanted, strict=True) if row.hooks else ():
-            with hooked(guider, network, name):
-                outputs += ask([one], [name.removeprefix("pred_")])
-        outputs = outputs or ask(wanted, [name.removeprefix("pred_") for name in names])
+        short = [name.removeprefix("pred_") for name in names]
+        if row.hooks:
+            outputs = []
+            for name, one, called in zip(names, wanted, short, strict=True):
+                with hooked(guider, network, name):
+                    outputs += ask([one], [called])
+        else:
+            outputs = ask(wanted, short)
         for batch, output in zip(batches, outputs, strict=True):
             batch.noise_pred = self._converted(self.there, x, output)
         return self._converted(self.back, x, guider(batches).pred)
