@@ -101,27 +101,29 @@ class Editing:
             drawn: the samples of a loop from noise.
             repeats: number of samples of each condition.
         """
-        scheduler, canvas, count = pipe.scheduler, pipe.canvas, len(drawn)
-        mask = self.mask(pixels)
-        pixels, mask = (
-            None if x is None else spread(x, count, repeats).to(drawn.device)
-            for x in (pixels, mask)
-        )
+        scheduler, canvas, mask = pipe.scheduler, pipe.canvas, self.mask(pixels)
         timesteps, order = len(scheduler.timesteps), getattr(scheduler, "order", 1)
         intervals = (timesteps + order - 1) // order
         begin = begin_of(self.strength, intervals, order)
         if 0 < begin < timesteps and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin)
+
+        def for_each(images: Tensor) -> Tensor:
+            return spread(images, len(drawn), repeats).to(drawn.device)
+
+        masks = {}
+        if mask is not None:
+            free = freedom(mask, canvas.scale_factor, intervals)
+            masks = {"mask": for_each(mask), "free": for_each(free)}
         return Edit(
-            pixels=pixels,
-            codes=canvas.encode(pixels).to(drawn),
+            pixels=for_each(pixels),
+            codes=for_each(canvas.encode(pixels)).to(drawn),
             drawn=drawn,
             noise=drawn / pipe.init_noise_sigma,
             begin=begin,
             count=intervals,
             order=order,
-            mask=mask,
-            free=None if mask is None else freedom(mask, canvas.scale_factor, intervals),
+            **masks,
         )
 
 
