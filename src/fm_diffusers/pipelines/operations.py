@@ -4,6 +4,8 @@ Conditions are arguments of a call by name (`class_labels`, `prompt`, `negative_
 `guidance_scale`, `guider`, ...), one for all images or one for each.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,9 @@ from fm_diffusers.pipelines.guidance import guidance_of
 from fm_diffusers.pipelines.images import as_pixels
 from fm_diffusers.pipelines.inversion import InversionOutput, between, solved
 from fm_diffusers.scheduler import GaussianFlowScheduler
+
+#: Carries samples from noise to images, or back.
+Run = Callable[[Tensor], Tensor]
 
 
 class Operations(Encoding):
@@ -56,26 +61,7 @@ class Operations(Encoding):
             >>> found = pipe.invert(image, class_labels=3)  # doctest: +SKIP
             >>> pipe(class_labels=3, latents=found.latents)  # doctest: +SKIP
         """
-        n = count("num_inference_steps", num_inference_steps)
-        self._check_scheduler("inverse")
-        x = self.canvas.encode(as_pixels("image", image, self.canvas.channels))
-        x = x.to(self._execution_device)
-        if tolerance is not None and x.device.type == "cpu":
-            x = x.double()  # float32 rounds a state too coarsely to solve for it
-        asked = matched(self.asking(**conditions), len(x))
-        self.check_inputs(asked)
-        condition = self.encode_condition(asked)
-        with alone(self) as own:
-            own.set_progress_bar_config(disable=True)
-            scheduler = own.scheduler
-
-            def run(x: Tensor, back: bool) -> Tensor:
-                scheduler.set_timesteps(n, device=x.device)
-                x = x * scheduler.reverse_timesteps() if back else x
-                guidance = guidance_of(asked.guider or asked.guidance_scale, scheduler)
-                return denoise(own, x, condition, guidance)
-
-            forth, back = partial(run, back=False), partial(run, back=True)
+        with self._runs(image, num_inference_steps, tolerance, conditions) as (x, forth, back):
             found = solved(forth, back, x, tolerance)
         self.maybe_free_model_hooks()
         return found
@@ -111,6 +97,12 @@ class Operations(Encoding):
         """
         if count("num_images", num_images) < 2:
             raise ValueError(f"num_images must be at least 2, the two ends, got {num_images}")
+        asked = self.asking(**conditions)
+        if asked.count != 1:
+            raise ValueError(
+                f"all images of an interpolation have one condition, got {asked.count}: pass one "
+                "label or prompt"
+            )
         ends = [self._noise_of(x, num_inference_steps, conditions) for x in (a, b)]
         shares = torch.linspace(0, 1, num_images, dtype=torch.float64)
         if ends[0].shape != ends[1].shape or len(ends[0]) != 1:
@@ -119,12 +111,6 @@ class Operations(Encoding):
                 f"{tuple(ends[0].shape)} and {tuple(ends[1].shape)}"
             )
         latents = between(ends[0][0], ends[1][0], shares)
-        asked = self.asking(**conditions)
-        if asked.count != 1:
-            raise ValueError(
-                f"all images of an interpolation have one condition, got {asked.count}: pass one "
-                "label or prompt"
-            )
         several = asked.cycled(num_images).given
         return self(
             **several,
@@ -200,11 +186,38 @@ class Operations(Encoding):
                 "GaussianFlowScheduler.from_config(pipe.scheduler.config, diffusion=None)"
             )
 
+    @contextmanager
+    def _runs(
+        self, image: Any, steps: int, tolerance: float | None, conditions: dict[str, Any]
+    ) -> Iterator[tuple[Tensor, Run, Run]]:
+        """Give the samples of images, and the runs from noise to them and back."""
+        n = count("num_inference_steps", steps)
+        self._check_scheduler("inverse")
+        x = self.canvas.encode(as_pixels("image", image, self.canvas.channels))
+        x = x.to(self._execution_device)
+        if tolerance is not None and x.device.type == "cpu":
+            x = x.double()  # float32 rounds a state too coarsely to solve for it
+        asked = matched(self.asking(**conditions), len(x))
+        self.check_inputs(asked)
+        condition = self.encode_condition(asked)
+        with alone(self) as own:
+            own.set_progress_bar_config(disable=True)
+            scheduler = own.scheduler
+
+            def run(x: Tensor, back: bool) -> Tensor:
+                scheduler.set_timesteps(n, device=x.device)
+                x = x * scheduler.reverse_timesteps() if back else x
+                guidance = guidance_of(asked.guider or asked.guidance_scale, scheduler)
+                return denoise(own, x, condition, guidance)
+
+            yield x, partial(run, back=False), partial(run, back=True)
+
     def _noise_of(self, x: Any, steps: int, conditions: dict[str, Any]) -> Tensor:
         """Return noise as it is, and that of an image."""
-        if not isinstance(x, Tensor) or bool(((x >= 0) & (x <= 1)).all()):
-            return self.invert(x, steps, **conditions).latents
-        return x[None] if isinstance(x, Tensor) and x.ndim == 3 else x
+        if isinstance(x, Tensor) and not ((x >= 0) & (x <= 1)).all():
+            return x[None] if x.ndim == 3 else x
+        with self._runs(x, steps, None, conditions) as (samples, _, back):
+            return back(samples)
 
 
 def matched(asked: Asked, number: int, repeats: int = 1) -> Asked:
