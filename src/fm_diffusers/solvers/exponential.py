@@ -47,6 +47,7 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.solvers.base import Landing, Solver
+from fm_diffusers.solvers.fitting import Run, fitted
 from fm_diffusers.solvers.interpolation import (
     FORMS,
     RULES,
@@ -97,6 +98,7 @@ class Multistep(Solver):
     corrector: bool | None = False
     solver_type: str = "exact"
     lower_order_final: bool | None = False
+    fitted: bool = False
     evaluations: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -141,6 +143,8 @@ class Multistep(Solver):
     def steps(self, grid: Tensor) -> Iterator[Step]:  # noqa: D102
         landing = self.landing(grid[:-1], grid[1:])
         factor, rows = self._rows(grid[:-1], landing)
+        if self.fitted and self.noisy and len(rows) > 1:
+            rows = self._fitted(grid, landing, factor, rows)
         slopes = torch.stack(self.slope(grid[:-1]), 1).tolist()
         for i, interval in enumerate(pairwise(grid.tolist())):
             # no more slopes lie behind than steps
@@ -193,6 +197,27 @@ class Multistep(Solver):
             rows.append(row[:, : past + 1])
             before = predicted, count
         return factor, rows
+
+    def _fitted(
+        self, grid: Tensor, landing: Landing, factor: Tensor, rows: list[Tensor]
+    ) -> list[Tensor]:
+        """Return the weights of slopes fitted to Gaussian data; see `fitting`."""
+        count = rows[-1].shape[1]
+        full = torch.stack(
+            [
+                torch.nn.functional.pad(row[i], (0, count - len(row[i])))
+                for i, row in enumerate(rows + rows[-1:] * (len(factor) - len(rows)))
+            ][: len(factor)]
+        )
+        at = self.path(grid)
+        noised = landing.std > 0
+        free = (noised | torch.roll(noised, 1)) & (full[:, 1] != 0)
+        run = Run(*(v.numpy() for v in (at.alpha, at.beta, landing.std, free)))
+        change = torch.from_numpy(fitted(factor.numpy(), full.numpy(), run))
+        for row in rows[1:]:
+            row[:, 0] += change
+            row[:, 1] -= change
+        return rows
 
     def _bends(self, start: Tensor, stop: Tensor) -> Tensor:
         """Whether steps in log-SNR are finite where the rule for their slope measures them."""
