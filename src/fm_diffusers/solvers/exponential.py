@@ -24,7 +24,8 @@ difference moves the sample without a further evaluation (PEC), and costs one mo
 **SDE.** A step overshoots and is noised back (`fm_diffusers.solvers.base`), and the history moves
 along: on the sample's new trajectory a past slope belongs to the signal-to-noise ratio
 :math:`e^{-K} \rho`, which makes the marginals second-order accurate. No corrector is applied to a
-step that was noised.
+step that was noised. Our default then fits the weights to Gaussian data of every width
+(`fm_diffusers.solvers.fitting`).
 
 Where a polynomial lacks values (at the start, or where the variable is infinite) or must not use
 them (the last step in :math:`\log \rho`, a step much longer than the one before) its order falls
@@ -47,7 +48,7 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.solvers.base import Landing, Solver
-from fm_diffusers.solvers.fitting import Run, fitted
+from fm_diffusers.solvers.fitting import fitted
 from fm_diffusers.solvers.interpolation import (
     FORMS,
     RULES,
@@ -59,14 +60,17 @@ from fm_diffusers.solvers.interpolation import (
 from fm_diffusers.solvers.steps import Step
 from fm_diffusers.tables import look_up
 
-#: What a method does that leaves it open: by the number of steps up to which it holds, and on an
-#: SDE. Measured on networks: corrections of very long steps overshoot, under guidance most of all,
-#: and so does the last step.
-BY_STEPS: dict[float, dict[str, bool]] = {
-    6: {"corrector": False, "lower_order_final": False},
-    math.inf: {"corrector": True, "lower_order_final": True},
+#: What a method does that leaves it open, by the number of steps up to which it holds. Measured on
+#: networks: corrections of very long steps overshoot, under guidance most of all, and so does the
+#: last step; on mixtures: weights that are right for Gaussians overshoot on very long steps.
+ON_ODES: dict[float, dict[str, bool]] = {
+    6: {"corrector": False, "lower_order_final": False, "fitted": False},
+    math.inf: {"corrector": True, "lower_order_final": True, "fitted": False},
 }
-ON_SDES = {"corrector": True, "lower_order_final": False}
+ON_SDES: dict[float, dict[str, bool]] = {
+    6: {"corrector": True, "lower_order_final": False, "fitted": False},
+    math.inf: {"corrector": True, "lower_order_final": False, "fitted": True},
+}
 
 #: How many times longer than the one before a step may be for slopes to be extrapolated over it,
 #: and how many times shorter for its slope to correct the one before: a velocity found where
@@ -86,10 +90,11 @@ class Multistep(Solver):
         solver_order: number of slopes in the predictor, 1 to 4 (diffusers' word: a corrector makes
             the method more accurate by one order).
         corrector: whether steps are corrected, with one slope more than the predictor has; None
-            is as `BY_STEPS` says.
+            is as `ON_ODES` and `ON_SDES` say.
         solver_type: the rule for two values, one of `RULES`.
-        lower_order_final: whether the number of slopes falls to one over the last steps; None is
-            as `BY_STEPS` says.
+        lower_order_final: whether the number of slopes falls to one over the last steps; None
+            likewise.
+        fitted: whether the weights of noised steps are fitted to Gaussian data; None likewise.
     """
 
     form: str = "velocity"
@@ -98,7 +103,7 @@ class Multistep(Solver):
     corrector: bool | None = False
     solver_type: str = "exact"
     lower_order_final: bool | None = False
-    fitted: bool = False
+    fitted: bool | None = False
     evaluations: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -108,7 +113,7 @@ class Multistep(Solver):
             look_up(name, table, getattr(self, name))
         if not isinstance(self.solver_order, int) or not 1 <= self.solver_order <= 4:
             raise ValueError(f"solver_order must be 1, 2, 3 or 4, got {self.solver_order!r}")
-        for name in ("corrector", "lower_order_final"):
+        for name in ("corrector", "lower_order_final", "fitted"):
             if getattr(self, name) not in (True, False, None):
                 raise ValueError(
                     f"{name} must be True, False or None (chosen by the number of steps), got "
@@ -131,8 +136,8 @@ class Multistep(Solver):
         return "data" if self.noisy else self.form
 
     def plan(self, times: Tensor) -> list[Step]:  # noqa: D102
-        chosen = next(row for most, row in BY_STEPS.items() if len(times) - 1 <= most)
-        chosen = ON_SDES if self.noisy else chosen
+        table = ON_SDES if self.noisy else ON_ODES
+        chosen = next(row for most, row in table.items() if len(times) - 1 <= most)
         if left_open := {k: v for k, v in chosen.items() if getattr(self, k) is None}:
             return replace(self, **left_open).plan(times)
         return super().plan(times)
@@ -144,7 +149,7 @@ class Multistep(Solver):
         landing = self.landing(grid[:-1], grid[1:])
         factor, rows = self._rows(grid[:-1], landing)
         if self.fitted and self.noisy and len(rows) > 1:
-            rows = self._fitted(grid, landing, factor, rows)
+            rows = fitted(self.path, grid, landing.std, factor, rows)
         slopes = torch.stack(self.slope(grid[:-1]), 1).tolist()
         for i, interval in enumerate(pairwise(grid.tolist())):
             # no more slopes lie behind than steps
@@ -197,27 +202,6 @@ class Multistep(Solver):
             rows.append(row[:, : past + 1])
             before = predicted, count
         return factor, rows
-
-    def _fitted(
-        self, grid: Tensor, landing: Landing, factor: Tensor, rows: list[Tensor]
-    ) -> list[Tensor]:
-        """Return the weights of slopes fitted to Gaussian data; see `fitting`."""
-        count = rows[-1].shape[1]
-        full = torch.stack(
-            [
-                torch.nn.functional.pad(row[i], (0, count - len(row[i])))
-                for i, row in enumerate(rows + rows[-1:] * (len(factor) - len(rows)))
-            ][: len(factor)]
-        )
-        at = self.path(grid)
-        noised = landing.std > 0
-        free = (noised | torch.roll(noised, 1)) & (full[:, 1] != 0)
-        run = Run(*(v.numpy() for v in (at.alpha, at.beta, landing.std, free)))
-        change = torch.from_numpy(fitted(factor.numpy(), full.numpy(), run))
-        for row in rows[1:]:
-            row[:, 0] += change
-            row[:, 1] -= change
-        return rows
 
     def _bends(self, start: Tensor, stop: Tensor) -> Tensor:
         """Whether steps in log-SNR are finite where the rule for their slope measures them."""

@@ -1,113 +1,111 @@
 r"""Weights of an SDE's steps, fitted to Gaussian data of every width.
 
-For data :math:`z \sim N(0, s^2)` the posterior mean :math:`E[z|x] = \kappa_n x`,
-:math:`\kappa_n = \alpha_n s^2/(\alpha_n^2 s^2 + \beta_n^2)`, is linear, and so is a run of a plan.
-The covariance :math:`\Sigma_n` of the sample and of the slopes that it remembers therefore follows
-from the weights, exactly and without sampling:
+Of data :math:`z \sim N(0, s^2)` a sample tells linearly,
 
-.. math:: \Sigma_{n+1} = M_n \Sigma_n M_n^T + \sigma_n^2 e_0 e_0^T.
+.. math:: E[z|x] = \kappa_n x, \qquad \kappa_n = \frac{\alpha_n s^2}{\alpha_n^2 s^2 + \beta_n^2},
 
-A noised step is never long compared with the noise in its slopes: what the past slope adds is as
-much a matter of variance as one of extrapolation, and an interpolation that knows nothing of the
-data gets that variance wrong, by as much as the data's width differs from one. The weights of a
-step have one number to choose, how much is moved from the past slope to the new one: a constant
-slope is carried exactly whatever it is. With :math:`\theta_n` that number in units of the weight
-of all slopes, and :math:`b_s` the bias of the standard deviation at the end of the run, the fit
-is the smallest change that makes the standard deviation right whatever the width,
+and so a run of a plan is linear too: the covariance :math:`\Sigma_n` of the sample and of the
+slopes that it remembers follows from the weights exactly, without sampling,
 
-.. math:: \min_\theta\; \frac1m \sum_s b_s(\theta)^2 + \mu \sum_n \theta_n^2,
+.. math:: \Sigma_{n+1} = M_n \Sigma_n M_n^T + s_n^2 e_0 e_0^T.
 
-by Gauss-Newton steps, the derivatives carried back through the run. It depends on the
-signal-to-noise ratios and on K alone, and so not on the path. As steps shrink the bias falls with
-their square and the change with their length, so that weak order 2 stays for every field.
+A past slope of a noised step has noise of its own, which goes into the next sample: its weight is
+a matter of variance as much as of extrapolation. Polynomials, which know nothing of the data, get
+that variance wrong on long steps, at every width by another amount. What is free in a step is how
+much weight moves from the past slope to the new one; a constant slope is carried exactly by any.
+With :math:`\theta_n` that much, in units of the weight of all slopes, and with :math:`b_s` the
+bias of the standard deviation at the end, the fit is the smallest move that makes it right,
+
+.. math:: \min_\theta\; \frac1m \sum_s b_s(\theta)^2 + \frac{\mu}{n^3} \sum_n \theta_n^2,
+
+by Gauss-Newton steps, whose derivatives are carried back through the run. It depends on
+signal-to-noise ratios and on K alone, and so on no path. The bias of n steps falls like
+:math:`n^{-2}` and the moves like :math:`n^{-1}`, to which the price is scaled: so that the weights
+stay those of weak order 2 in the limit, for every field.
 """
 
-from typing import NamedTuple
-
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from fm_diffusers.paths import GaussianPath
 
 Array = NDArray[np.float64]
 
-#: Standard deviations s of the data that weights are fitted to, beside coefficients of order 1.
+#: The widths s: what data has beside coefficients of order 1, from its details to its whole.
 WIDTHS: Array = np.geomspace(0.05, 4.0, 24)
 
-#: The price :math:`\mu` of a change: one of all weight is worth a bias of one per cent.
-PRICE = 1e-4
+#: The price :math:`\mu` of moves.
+PRICE = 0.5
 
-#: Gauss-Newton steps, after which the weights stand still.
-ITERATIONS = 6
-
-
-class Run(NamedTuple):
-    r"""What is known of a run beside its weights, each of shape `(steps,)`.
-
-    Attributes:
-        alpha: :math:`\alpha` where steps start, and at the end, shape `(steps + 1,)`.
-        beta: :math:`\beta` there.
-        std: of the noise that steps put back.
-        free: whether a step's weights may change.
-    """
-
-    alpha: Array
-    beta: Array
-    std: Array
-    free: Array
+#: Gauss-Newton steps: from the third on the weights stand still.
+ITERATIONS = 5
 
 
-def fitted(factor: Array, weights: Array, run: Run) -> Array:
-    """Return by how much the weight of the past slope falls, and that of the new one rises.
+def fitted(
+    path: GaussianPath, times: Tensor, std: Tensor, factor: Tensor, rows: list[Tensor]
+) -> list[Tensor]:
+    """Return the weights of slopes with some moved between the new one and the one before.
+
+    Steps that are not noised and follow none that is stay as they are, and so do those with one
+    slope.
 
     Args:
-        factor: the weights of the sample, shape `(steps,)`.
-        weights: those of the slopes, E[z|x] at the starts of steps, newest first, shape
-            `(steps, slopes)`.
-        run: the rest of the plan.
+        path: the path of the samples.
+        times: where steps start, and the end, shape `(steps + 1,)`.
+        std: of the noise that steps put back, shape `(steps,)`.
+        factor: the weights of the sample.
+        rows: those of the slopes E[z|x], newest first, for each number p of past ones from 0,
+            shapes `(steps, p + 1)`.
     """
-    unit = np.where(run.free, weights.sum(1), 0.0)
-    change = best = np.zeros(len(factor))
-    least = np.inf
-    for _ in range(ITERATIONS + 1):
-        bias, slope = _bias(factor, weights, unit * change, run)
+    weights = rows[-1].clone()  # in a run from the first step
+    for past, row in enumerate(rows[: len(weights)]):
+        weights[past] = 0
+        weights[past, : past + 1] = row[past]
+    noised = std > 0
+    free = (noised | torch.roll(noised, 1)) & (weights[:, 1] != 0)
+    unit = torch.where(free, weights.sum(1), 0.0).numpy()
+    run = (path.alpha(times), path.beta(times), std, factor, weights)
+    alpha, beta, *plan = (values.numpy() for values in run)
+    move, price = np.zeros_like(unit), len(WIDTHS) * PRICE / len(unit) ** 3
+    for _ in range(ITERATIONS if free.any() else 0):
+        bias, slope = _bias(alpha, beta, *plan, unit * move)
         slope = slope * unit
-        cost = (bias**2).mean() + PRICE * (change**2).sum()
-        if not cost < least:
-            break
-        least, best = cost, change
-        normal = slope @ slope.T + PRICE * len(bias) * np.eye(len(bias))
-        change = slope.T @ np.linalg.solve(normal, slope @ change - bias)
-    return unit * best
+        normal = slope @ slope.T + price * np.eye(len(bias))
+        move = slope.T @ np.linalg.solve(normal, slope @ move - bias)
+    moved = torch.from_numpy(unit * move)
+    shift = torch.stack([moved, -moved], 1)
+    pairs = [torch.nn.functional.pad(shift, (0, row.shape[1] - 2)) for row in rows[1:]]
+    return [rows[0], *(row + pair for row, pair in zip(rows[1:], pairs, strict=True))]
 
 
-def _bias(factor: Array, weights: Array, change: Array, run: Run) -> tuple[Array, Array]:
+def _bias(
+    alpha: Array, beta: Array, std: Array, factor: Array, weights: Array, moved: Array
+) -> tuple[Array, Array]:
     """Return the bias of every width, `(widths,)`, and its derivatives, `(widths, steps)`."""
-    variance = WIDTHS**2
-    marginal = run.alpha[:, None] ** 2 * variance + run.beta[:, None] ** 2
-    gain = run.alpha[:-1, None] * variance / marginal[:-1]
-    count = weights.shape[1]
-    # the state is the sample and the past slopes; a step makes the new slope, and the next sample
-    moved = weights.copy()
-    moved[:, 0] += change
-    moved[:, 1] -= change
-    matrix = np.zeros((*gain.shape, count, count))
-    matrix[:, :, 0, 0] = factor[:, None] + moved[:, :1] * gain
-    matrix[:, :, 0, 1:] = moved[:, None, 1:]
-    matrix[:, :, 1, 0] = gain
-    for past in range(2, count):
-        matrix[:, :, past, past - 1] = 1
-    turned = matrix.swapaxes(-1, -2)
-    covariance = np.zeros((len(factor) + 1, len(variance), count, count))
+    variance, size = WIDTHS**2, weights.shape[1]
+    marginal = alpha[:, None] ** 2 * variance + beta[:, None] ** 2
+    gain = alpha[:-1, None] * variance / marginal[:-1]
+    # the state is the sample and the past slopes
+    move = np.zeros((*gain.shape, size))
+    move[..., 0], move[..., 1] = gain, -1
+    step = np.zeros((*gain.shape, size, size))
+    step[..., 0, 0] = factor[:, None] + weights[:, :1] * gain
+    step[..., 0, 1:] = weights[:, None, 1:]
+    step[..., 0, :] += moved[:, None, None] * move
+    step[..., 1, 0] = gain
+    step[..., range(2, size), range(1, size - 1)] = 1
+    turned = step.swapaxes(-1, -2)
+    covariance = np.zeros((len(alpha), *step.shape[1:]))
     covariance[0, :, 0, 0] = marginal[0]
-    for i, std in enumerate(run.std):
-        covariance[i + 1] = matrix[i] @ covariance[i] @ turned[i]
-        covariance[i + 1, :, 0, 0] += std**2
-    end = covariance[-1, :, 0, 0]
-    back = np.zeros_like(covariance)
-    back[-1, :, 0, 0] = 0.5 / np.sqrt(end * marginal[-1])
-    for i in range(len(factor) - 1, -1, -1):
-        back[i] = turned[i] @ back[i + 1] @ matrix[i]
-    direction = np.zeros((*gain.shape, count, 1))
-    direction[:, :, 0, 0] = gain
-    direction[:, :, 1, 0] = -1
-    slope = 2 * (back[1:] @ matrix @ covariance[:-1] @ direction)[:, :, 0, 0]
-    return np.sqrt(end / marginal[-1]) - 1, slope.T
+    for n in range(len(step)):
+        covariance[n + 1] = step[n] @ covariance[n] @ turned[n]
+        covariance[n + 1, :, 0, 0] += std[n] ** 2
+    end, exact = covariance[-1, :, 0, 0], marginal[-1]
+    back = np.zeros_like(covariance)  # the derivatives of the bias by the covariance
+    back[-1, :, 0, 0] = 0.5 / np.sqrt(end * exact)
+    for n in reversed(range(len(step))):
+        back[n] = turned[n] @ back[n + 1] @ step[n]
+    slope = 2 * (back[1:] @ step @ covariance[:-1] @ move[..., None])[..., 0, 0]
+    return np.sqrt(end / exact) - 1, slope.T
