@@ -36,8 +36,8 @@ from fm_diffusers.grids.spacing import (
 )
 
 #: The default grid: `logistic`, with these parameters by the number of steps up to which they
-#: hold, for the ODE and for SDEs. Measured (`benchmarks/`): few steps must not be spent on the last
-#: details; noise is put back until the end, so that an SDE needs more steps near the data.
+#: hold, for the ODE and for SDEs. Measured (`benchmarks/`): few steps must not be spent on the
+#: last details; noise is put back until the end, so that an SDE needs more steps near the data.
 ODE_PARAMETERS = {
     6: {"shift": 1.25, "scale": 1.0},
     12: {"scale": 1.1},
