@@ -49,7 +49,7 @@ def steps_meant(sigmas: Tensor | None, timesteps: Tensor | None, count: int) -> 
 
     Args:
         sigmas: noise levels, in float64 on the CPU.
-        timesteps: on the network's scale; beside `sigmas` they are not looked at.
+        timesteps: on the network's scale; beside `sigmas` as many, and N times them.
         count: number of training timesteps.
 
     Example:
@@ -58,9 +58,13 @@ def steps_meant(sigmas: Tensor | None, timesteps: Tensor | None, count: int) -> 
         4
         >>> steps_meant(torch.tensor([1.0, 0.75, 0.5, 0.3]), None, 1000)
     """
-    rows, levels = (TIMESTEPS, timesteps) if sigmas is None else (SIGMAS, sigmas)
+    fed = None if timesteps is None else timesteps.numpy() / count
+    rows, levels = (TIMESTEPS, fed) if sigmas is None else (SIGMAS, sigmas.numpy())
     if levels is None or not (n := len(levels)):
         return None
-    levels = levels.numpy() / (count if sigmas is None else 1)
-    meant = any(np.abs(levels - row(n, count)).max() < ROUNDING for row in rows.values())
-    return n if meant else None
+    known = any(_close(levels, row(n, count)) for row in rows.values())
+    return n if known and (fed is None or _close(fed, levels)) else None
+
+
+def _close(levels: np.ndarray, row: np.ndarray) -> bool:
+    return np.abs(levels - row).max() < ROUNDING

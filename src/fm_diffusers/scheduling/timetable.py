@@ -59,7 +59,8 @@ def make_plan(
             f"num_inference_steps={num_inference_steps} contradicts {len(given)} sigmas or "
             "timesteps: leave it out"
         )
-    paired = sigmas is not None and timesteps is not None
+    if sigmas is not None and timesteps is not None and len(sigmas) != len(timesteps):
+        raise ValueError(f"sigmas and timesteps differ in length: {len(sigmas)}, {len(timesteps)}")
     if given is not None and not ended and _gives_way(config, clock, sigmas, timesteps):
         num_inference_steps, given = len(given), None
     if given is None:
@@ -78,10 +79,11 @@ def make_plan(
     else:
         steps = steps_through(clock, solver, times)
     nodes = evaluation_times(steps)
-    if paired and given is None:
-        nodes = unshifted(config, clock, nodes, mu)
-    fed = clock.to_timestep(nodes)
-    if paired and given is not None:
+    if sigmas is None or timesteps is None:
+        fed = clock.to_timestep(nodes)
+    elif given is None:
+        fed = clock.to_timestep(unshifted(config, clock, nodes, mu))
+    else:
         fed = _between(clock, times, timesteps, nodes)
     plan = Plan(clock, solver, steps, times, fed.float(), bounds_of(config), device, config.noise)
     check_fed(plan.fed[plan.start_indices])
@@ -101,9 +103,7 @@ def _numbers(name: str, given: Numbers | None) -> Tensor | None:
     return values
 
 
-def _gives_way(
-    config: Any, clock: Clock, sigmas: Tensor | None, timesteps: Tensor | None
-) -> bool:
+def _gives_way(config: Any, clock: Clock, sigmas: Tensor | None, timesteps: Tensor | None) -> bool:
     """Whether a calibration or the grid goes before a list; warn where neither has an effect."""
     given = timesteps if sigmas is None else sigmas
     fitted = calibrated(config, clock, len(given)) is not None
@@ -217,8 +217,6 @@ def _ddim_steps(config: Any, solver: Solver, times: Tensor) -> tuple[Step, ...]:
 def _between(clock: Clock, times: Tensor, fed: Tensor, nodes: Tensor) -> Tensor:
     """Return what the network is fed at nodes, linear between what is given for the starts."""
     count = len(times) - 1
-    if len(fed) != count:
-        raise ValueError(f"sigmas and timesteps differ in length: {count}, {len(fed)}")
     fed = torch.cat([fed, clock.to_timestep(times[-1:])])
     cell = (torch.searchsorted(times, nodes, right=True) - 1).clamp(0, count - 1)
     share = (nodes - times[cell]) / (times[cell + 1] - times[cell])
