@@ -5,6 +5,7 @@ timesteps; the end of the grid follows them. Lists that say only how many steps 
 (`habits`) give way to a calibration, and to grids that are not diffusers' own.
 """
 
+import reprlib
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -50,17 +51,8 @@ def make_plan(
         ValueError: if nothing says where to go, `mu` is missing, or the model says nothing at one
             of the times.
     """
-    sigmas, timesteps = _numbers("sigmas", sigmas), _numbers("timesteps", timesteps)
-    ended = sigmas is not None and len(sigmas) > 1 and sigmas[-1] == 0 and timesteps is None
-    sigmas = sigmas[:-1] if ended else sigmas
+    sigmas, timesteps, ended = _lists(num_inference_steps, sigmas, timesteps)
     given = timesteps if sigmas is None else sigmas
-    if given is not None and num_inference_steps not in (None, len(given)):
-        raise ValueError(
-            f"num_inference_steps={num_inference_steps} contradicts {len(given)} sigmas or "
-            "timesteps: leave it out"
-        )
-    if sigmas is not None and timesteps is not None and len(sigmas) != len(timesteps):
-        raise ValueError(f"sigmas and timesteps differ in length: {len(sigmas)}, {len(timesteps)}")
     if given is not None and not ended and _gives_way(config, clock, sigmas, timesteps):
         num_inference_steps, given = len(given), None
     if given is None:
@@ -90,6 +82,23 @@ def make_plan(
     return plan
 
 
+def _lists(
+    n: int | None, sigmas: Numbers | None, timesteps: Numbers | None
+) -> tuple[Tensor | None, Tensor | None, bool]:
+    """Return sigmas without their end and timesteps, and whether the end was among them."""
+    sigmas, timesteps = _numbers("sigmas", sigmas), _numbers("timesteps", timesteps)
+    ended = sigmas is not None and len(sigmas) > 1 and sigmas[-1] == 0 and timesteps is None
+    sigmas = sigmas[:-1] if ended else sigmas
+    counts = [len(given) for given in (sigmas, timesteps) if given is not None]
+    if len(set(counts)) > 1:
+        raise ValueError(f"sigmas and timesteps differ in length: {counts[0]}, {counts[1]}")
+    if counts and n not in (None, counts[0]):
+        raise ValueError(
+            f"num_inference_steps={n} contradicts {counts[0]} sigmas or timesteps: leave it out"
+        )
+    return sigmas, timesteps, ended
+
+
 def _numbers(name: str, given: Numbers | None) -> Tensor | None:
     """Return given numbers in float64 on the CPU, None for none."""
     if given is None:
@@ -113,7 +122,7 @@ def _gives_way(config: Any, clock: Clock, sigmas: Tensor | None, timesteps: Tens
         name = "timesteps" if sigmas is None else "sigmas"
         unused = f"the calibration of {len(given)} steps" if fitted else f"grid={config.grid!r}"
         warnings.warn(
-            f"{name}={given.tolist()} say where the steps start, {unused} has no effect on this "
+            f"{name}={reprlib.repr(given.tolist())} say where the steps start, {unused} has no effect on this "
             "run: pass num_inference_steps for it, or sigmas that end with 0 for these steps",
             stacklevel=4,
         )
