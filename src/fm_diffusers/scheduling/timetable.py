@@ -122,8 +122,9 @@ def _gives_way(config: Any, clock: Clock, sigmas: Tensor | None, timesteps: Tens
         name = "timesteps" if sigmas is None else "sigmas"
         unused = f"the calibration of {len(given)} steps" if fitted else f"grid={config.grid!r}"
         warnings.warn(
-            f"{name}={reprlib.repr(given.tolist())} say where the steps start, {unused} has no effect on this "
-            "run: pass num_inference_steps for it, or sigmas that end with 0 for these steps",
+            f"{name}={reprlib.repr(given.tolist())} say where the steps start, {unused} has no "
+            "effect on this run: pass num_inference_steps for it, or sigmas that end with 0 for "
+            "these steps",
             stacklevel=4,
         )
     return False
