@@ -8,9 +8,10 @@ pipeline of its own::
     pipe = FlowMatchingPipeline.from_pretrained("outputs/mnist-few-steps")
     pipe([3, 7], num_inference_steps=1)
 
-It learns the teacher's guidance too, and is asked once where the teacher is asked twice: one scale,
-or with `--guidance_scale 1 4` all from the first to the second, of which a call chooses one. More
-steps refine a sample; `diffusion="memoryless"` in the scheduler's configuration samples the SDE.
+It learns the teacher's guidance too, and is asked once where the teacher is asked twice: one
+scale, or with `--guidance_scale 1 4` all from the first to the second, of which a call chooses
+one. More steps refine a sample; `diffusion="memoryless"` in the scheduler's configuration samples
+the SDE.
 
 Objectives (see `fm_diffusers.flow_maps`): `trajectory` regresses the network on the average slopes
 between states of `--num_trajectories` runs of the teacher, which are drawn first; `mean_flow` and

@@ -25,7 +25,7 @@ JITTER = 0.5
 
 
 def as_ode(pipe: FlowMatchingPipeline) -> FlowMatchingPipeline:
-    """Return a pipeline that samples the ODE by its own network, uncalibrated, and says nothing."""
+    """Return a pipeline that samples the ODE, without a calibration and a progress bar."""
     pipe.scheduler = GaussianFlowScheduler.from_config(
         pipe.scheduler.config, diffusion=None, calibration=None
     )
