@@ -10,7 +10,7 @@ compared at the guidance scale that it has learned, one without at 1. Evaluation
 guided step of the teacher asks its network twice, one of a map once.
 
 The figures are means over `--seeds`, each with noise of its own, and go to `NAME.csv` and
-`NAME.md`; `--picture` draws the rows of 1, 2 and 4 evaluations of the last map beside the teacher's.
+`NAME.md`; `--picture` draws 1, 2 and 4 evaluations of the teacher, and of the last map beside them.
 """
 
 import csv
@@ -151,7 +151,7 @@ def table(rows: list[dict], evaluations: list[int], floor: float) -> str:
 
 
 def draw_picture(args: Arguments, folder: Path) -> None:
-    """Save rows of 1, 2 and 4 evaluations of the teacher and of the last map, beside each other."""
+    """Save rows of 1, 2 and 4 evaluations: of the teacher, and beside them of the last map."""
     student = load(args.maps[-1])
     guidance = learned_guidance(student)
     images, labels = [], [*range(student.num_classes)][:10]
