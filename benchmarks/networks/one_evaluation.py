@@ -10,7 +10,7 @@ compared at the guidance scale that it has learned, one without at 1. Evaluation
 guided step of the teacher asks its network twice, one of a map once.
 
 The figures are means over `--seeds`, each with noise of its own, and go to `NAME.csv` and
-`NAME.md`; `--picture` draws 1, 2 and 4 evaluations of the teacher, and of the last map beside them.
+`NAME.md`; `--picture` draws 1, 2 and 4 evaluations of the teacher, and of the last map beside it.
 """
 
 import csv
