@@ -24,8 +24,7 @@ difference moves the sample without a further evaluation (PEC), and costs one mo
 **SDE.** A step overshoots and is noised back (`fm_diffusers.solvers.base`), and the history moves
 along: on the sample's new trajectory a past slope belongs to the signal-to-noise ratio
 :math:`e^{-K} \rho`, which makes the marginals second-order accurate. No corrector is applied to a
-step that was noised. Our default then fits the weights to Gaussian data of every width
-(`fm_diffusers.solvers.fitting`).
+step that was noised. Our default then fits its weights to Gaussian data (`fitting`).
 
 Where a polynomial lacks values (at the start, or where the variable is infinite) or must not use
 them (the last step in :math:`\log \rho`, a step much longer than the one before) its order falls
@@ -60,12 +59,12 @@ from fm_diffusers.solvers.interpolation import (
 from fm_diffusers.solvers.steps import Step
 from fm_diffusers.tables import look_up
 
-#: What a method does that leaves it open, by the number of steps up to which it holds. Measured on
-#: networks: corrections of very long steps overshoot, under guidance most of all, and so does the
-#: last step; on mixtures: weights that are right for Gaussians overshoot on very long steps.
+#: What a method does that leaves it open, by the number of steps up to which it holds. On very
+#: long steps corrections and the last step overshoot (measured on networks, under guidance most of
+#: all), and weights that are right for Gaussians (measured on mixtures).
 ON_ODES: dict[float, dict[str, bool]] = {
-    6: {"corrector": False, "lower_order_final": False, "fitted": False},
-    math.inf: {"corrector": True, "lower_order_final": True, "fitted": False},
+    6: {"corrector": False, "lower_order_final": False},
+    math.inf: {"corrector": True, "lower_order_final": True},
 }
 ON_SDES: dict[float, dict[str, bool]] = {
     6: {"corrector": True, "lower_order_final": False, "fitted": False},
@@ -92,8 +91,7 @@ class Multistep(Solver):
         corrector: whether steps are corrected, with one slope more than the predictor has; None
             is as `ON_ODES` and `ON_SDES` say.
         solver_type: the rule for two values, one of `RULES`.
-        lower_order_final: whether the number of slopes falls to one over the last steps; None
-            likewise.
+        lower_order_final: whether slopes fall to one over the last steps; None likewise.
         fitted: whether the weights of noised steps are fitted to Gaussian data; None likewise.
     """
 
