@@ -7,7 +7,7 @@ from oracles import moments, slope
 
 from fm_diffusers.diffusions import DIFFUSIONS, get_diffusion, windowed
 from fm_diffusers.grids import GRIDS, default_parameters
-from fm_diffusers.paths import Linear
+from fm_diffusers.paths import PATHS, Linear
 from fm_diffusers.solvers import SOLVERS, fitting
 
 #: Of data; none of those that weights are fitted to.
@@ -130,6 +130,20 @@ def test_up_to_six_steps_and_other_methods_nothing_is_fitted():
         assert SOLVERS[name](Linear()).fitted is False
     with pytest.raises(ValueError, match="fitted must be True, False or None"):
         solver(fitted="gaussian")
+
+
+@pytest.mark.parametrize("n", [8, 32, 250])
+def test_on_grids_of_very_long_steps_nothing_grows(n):
+    """Equal steps from a noise level of 80 come to the data in one step from a hundredth of it."""
+    times = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+    pair = [
+        SOLVERS["predictor_corrector"](
+            PATHS["noise_level"](), diffusion=get_diffusion("memoryless"), fitted=fit
+        )
+        for fit in (False, True)
+    ]
+    before, after = (np.abs(bias(s, times)) for s in pair)
+    assert after.max() <= before.max() < 1
 
 
 def test_more_slopes_are_fitted_too():
