@@ -40,8 +40,8 @@ Array = NDArray[np.float64]
 #: The widths s: what data has beside coefficients of order 1, from its details to its whole.
 WIDTHS: Array = np.geomspace(0.05, 4.0, 24)
 
-#: The price :math:`\mu` of moves. A tenth of it makes little of the bias of 8 steps better, and the
-#: samples of mixtures worse.
+#: The price :math:`\mu` of moves. A tenth of it takes little off the bias of 8 steps, and its
+#: samples of mixtures are worse.
 PRICE = 0.5
 
 #: Gauss-Newton steps. On the default grid weights stand still from the third on.
