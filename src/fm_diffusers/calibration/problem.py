@@ -28,6 +28,9 @@ NEIGHBOURS = 4
 #: A field of a part of all samples, whose conditions it knows.
 PartialField = Callable[[Tensor, Tensor, slice], Tensor]
 
+#: A time and a sample at which the model was asked, and its output.
+Asked = tuple[float, Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -40,7 +43,7 @@ class Trial:
         rows: the fitted rows, see `Calibrated`.
         rms: root mean square distance to the converged samples, from noises that were not fitted.
         median: the median distance.
-        seen: the model's times, samples and outputs on the way.
+        seen: what the model was asked on the way.
     """
 
     log_snr: list[float]
@@ -49,7 +52,7 @@ class Trial:
     rows: tuple[Weights, ...] = ()
     rms: float = math.inf
     median: float = math.inf
-    seen: tuple[tuple[float, Tensor, Tensor], ...] = field(default=(), repr=False)
+    seen: tuple[Asked, ...] = field(default=(), repr=False)
 
     @property
     def score(self) -> float:
@@ -81,7 +84,10 @@ class Problem:
         self.path, self.partial = scheduler.sampling_path, field
         self.parts = [slice(i, i + batch_size) for i in range(0, len(noise), batch_size)]
         self.half = len(noise) // 2
-        self.clocks, self.states = self._converged(noise, reference_steps)
+        times = self.grid(reference_steps, scale=1.4)
+        first = self.path(times[0])
+        self.start = (torch.hypot(*first[:2]) / sum(first[:2])).item() * noise
+        self.clocks, self.states = torch.sigmoid(self.path.log_snr(times)), self._states(times)
 
     def field(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the model's output for all samples, in batches."""
@@ -108,36 +114,32 @@ class Problem:
         return sum(self.path(times)[:2]).tolist()
 
     @torch.no_grad()
-    def _converged(self, noise: Tensor, steps: int) -> tuple[Tensor, list[Tensor]]:
-        """Return alpha/(alpha + beta) along the converged trajectories, and the states there."""
-        times = self.grid(steps, scale=1.4)
-        first, sizes = self.path(times[0]), self.sizes(times)
-        start = torch.hypot(first.alpha, first.beta).item() * noise
-        self.start = start / sizes[0]
-        run = trajectory(self.solver(CONVERGED), self.field, start, times)
-        # many states, of which few are needed at a time: they wait on the CPU
-        states = [(x / size).cpu() for x, size in zip([start, *run], sizes, strict=True)]
+    def _states(self, times: Tensor) -> list[Tensor]:
+        """Return the states of the converged trajectories: many, so that they are on the CPU."""
+        start, *sizes = self.sizes(times)
+        run = trajectory(self.solver(CONVERGED), self.field, start * self.start, times)
+        states = [self.start.cpu(), *((x / s).cpu() for x, s in zip(run, sizes, strict=True))]
         if not states[-1].isfinite().all():
             raise ValueError(
-                f"the samples of {steps} steps are not finite, so that there is nothing to fit "
-                "to: look at the model's outputs (weights in half precision, a guidance scale "
+                f"the samples of {len(sizes)} steps are not finite, so that there is nothing to "
+                "fit to: look at the model's outputs (weights in half precision, a guidance scale "
                 "that is too large), or keep times inside with t_min and t_max"
             )
-        return torch.sigmoid(self.path.log_snr(times)), states
+        return states
 
     def target(self, t: Tensor) -> Tensor:
         """Return the state of the converged trajectories at a time."""
         u = torch.sigmoid(self.path.log_snr(t))
         if u >= self.clocks[-1]:
             return self.states[-1]
-        last = len(self.clocks) - NEIGHBOURS
         first = int(torch.searchsorted(self.clocks, u)) - NEIGHBOURS // 2
-        near = slice(max(0, min(first, last)), max(0, min(first, last)) + NEIGHBOURS)
+        first = max(0, min(first, len(self.clocks) - NEIGHBOURS))
+        near = slice(first, first + NEIGHBOURS)
         weights = lagrange(self.clocks[None, near], u[None, None]).flatten()
         return combine(tuple(weights.tolist()), tuple(self.states[near]))
 
     @torch.no_grad()
-    def judged(self, trial: Trial, seen: tuple[tuple[float, Tensor, Tensor], ...] = ()) -> Trial:
+    def judged(self, trial: Trial, seen: tuple[Asked, ...] = ()) -> Trial:
         """Return the trial with rows fitted to one half of the noises and judged on the other.
 
         The model is not asked again what is among the `seen`: trials begin alike.
@@ -151,11 +153,9 @@ class Problem:
             x = sizes[n] * y
             asked.append((step.t, x, self._output(step.t, x, seen[n : n + 1])))
             slopes.insert(0, combine(step.slope, asked[-1][1:]))
-            row, last = own_row(step, n, sizes), n == len(steps) - 1
-            if trial.every or last:
-                columns = [y, *slopes, self.target(times[n + 1])]
-                # all are needed once, to judge
-                products = gram([c if last else c[: self.half] for c in columns])
+            row = own_row(step, n, sizes)
+            if trial.every or n == len(steps) - 1:
+                products = gram([y, *slopes, self.target(times[n + 1])])
                 row = fit(products[: self.half], row)
                 rows.append(row)
             y = combine(row, (y, *slopes))
@@ -168,9 +168,7 @@ class Problem:
             seen=tuple(asked),
         )
 
-    def _output(
-        self, t: float, x: Tensor, seen: tuple[tuple[float, Tensor, Tensor], ...]
-    ) -> Tensor:
+    def _output(self, t: float, x: Tensor, seen: tuple[Asked, ...]) -> Tensor:
         for time, sample, output in seen:
             if time == t and torch.equal(sample, x):
                 return output
