@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from fm_diffusers import FlowMatchingPipeline
+from fm_diffusers.flow_map_networks import with_two_times
 from fm_diffusers.training.arguments import (
     ImageArguments,
     TrainingArguments,
@@ -267,13 +268,15 @@ def main(
         parts = {args.backbone: network, "scheduler": scheduler, **components}
         return FlowMatchingPipeline(**parts, null_label=null, id2label=names)
 
+    network = BACKBONES[args.backbone](args, shape, classes) if base is None else base.network
+    network = with_two_times(network) if args.objective == "mean_flow" else network
     shown = list(range(min(classes, 10)))
     asked = {"class_labels": 4 * shown} if classes else {"batch_size": 40}
     asked["stochastic"] = args.coupling == "independent"
     outcome = train(
         args,
         accelerator,
-        BACKBONES[args.backbone](args, shape, classes) if base is None else base.network,
+        network,
         data.loader(args.train_batch_size, args.dataloader_num_workers),
         loss_of,
         draw=lambda network: sample_grid(pipeline(network), **asked),

@@ -4,6 +4,11 @@ __version__ = "0.1.0"
 
 from fm_diffusers.couplings import COUPLINGS
 from fm_diffusers.diffusions import DIFFUSIONS, Diffusion
+from fm_diffusers.flow_map_networks import (
+    FlowMapDiTTransformer2DModel,
+    FlowMapUNet2DConditionModel,
+    FlowMapUNet2DModel,
+)
 from fm_diffusers.grids import GRIDS
 from fm_diffusers.modular import FlowMatchingBlocks, FlowMatchingModularPipeline
 from fm_diffusers.objectives import TIME_SAMPLERS
@@ -21,6 +26,9 @@ __all__ = [
     "Convention",
     "DIFFUSIONS",
     "Diffusion",
+    "FlowMapDiTTransformer2DModel",
+    "FlowMapUNet2DConditionModel",
+    "FlowMapUNet2DModel",
     "FlowMatchingBlocks",
     "FlowMatchingModularPipeline",
     "FlowMatchingPipeline",

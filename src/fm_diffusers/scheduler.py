@@ -21,7 +21,7 @@ from fm_diffusers.scheduling.brownian import BrownianPaths
 from fm_diffusers.scheduling.contract import Contract
 from fm_diffusers.scheduling.place import Place, Timestep, place_at
 from fm_diffusers.scheduling.plan import Plan, at_noise_level
-from fm_diffusers.scheduling.step import begun, prepare, transition_from
+from fm_diffusers.scheduling.step import advance_from, begun, prepare, transition_from
 from fm_diffusers.scheduling.transition import (
     GaussianFlowSchedulerOutput,
     Generators,
@@ -262,6 +262,7 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
             noise_level: the scale of the diffusion in place of the configuration's, with solvers
                 that remember slopes as if all steps had it.
             **kwargs: what diffusers' pipelines pass to other schedulers, not used, but for
+                `advance`, what a flow map's network was told; and
                 `per_token_timesteps`, shape `(batch, tokens)`: a timestep for each token, with a
                 `flow_prediction` of the opposite sign, as LTX passes it;
                 `use_clipped_model_output`, whether DDIM computes the noise from clipped data; and
@@ -281,6 +282,26 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
             )
         return self._transition(plan, at, model_output, sample, **kwargs)
 
+    def advance(self, timestep: Timestep, noise_level: float | None = None) -> Tensor:
+        r"""Return what a flow map's network is told beside the timestep: how far the step leads.
+
+        It is :math:`v - u` on the clock :math:`u = \alpha/(\alpha + \beta)`, from 0 to 1, up to
+        the landing of a noisy step, which lies beyond the next timestep. `step` is handed it as
+        `advance` where it draws noise, so that no network is told another time than the step has.
+
+        Args:
+            timestep: of the step, or one for each sample; see `step`.
+            noise_level: of the step.
+
+        Returns:
+            A number, 0-dim, or one for each sample; float32.
+
+        Raises:
+            ValueError: before `set_timesteps`, or for a solver other than `flow_map`.
+        """
+        plan = self._plan_at(noise_level)
+        return advance_from(plan, place_at(plan, timestep, self._place, self._begin_index))
+
     def _plan_at(self, noise_level: float | None) -> Plan:
         plan = self._planned()
         return plan if noise_level is None else at_noise_level(plan, noise_level)
@@ -294,6 +315,12 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         paths: BrownianPaths | None = None,
         **kwargs: Any,
     ) -> Transition:
+        if plan.noisy and plan.solver.two_times and kwargs.get("advance") is None:
+            raise ValueError(
+                "a noisy step of a flow map leads beyond the next timestep, and step does not "
+                "know whether the network was told so: feed it scheduler.advance(timestep) and "
+                "pass that as advance=..., or sample the ODE with diffusion=None"
+            )
         if (self.config.variance_type or "").startswith("learned"):
             model_output = model_output[:, : sample.shape[1]]
         signed = kwargs.get("per_token_timesteps") is not None

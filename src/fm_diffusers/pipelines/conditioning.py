@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fm_diffusers.flow_map_networks import distilled_guidance
 from fm_diffusers.pipelines import arguments
 from fm_diffusers.pipelines.conditions import Asked, encode_text
 from fm_diffusers.pipelines.guidance import check_guider
@@ -14,6 +15,7 @@ from fm_diffusers.pipelines.labels import numbers_of
 from fm_diffusers.pipelines.networks import TAKES, count_classes, takes_labels, text_width
 from fm_diffusers.pipelines.outputs import shown
 from fm_diffusers.pipelines.precision import compute_dtype
+from fm_diffusers.pipelines.two_times import check_learned
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,10 @@ class Conditioning:
         """Return the numbers of classes that are asked for by number or by name."""
         return numbers_of(labels, self.id2label, self.num_classes)
 
+    def guides(self, asked: Asked) -> bool:
+        """Whether the network, unless it has learned guidance, is told no condition too."""
+        return asked.guided and distilled_guidance(self.network) is None
+
     def check(self, asked: Asked) -> None:
         """Raise a `ValueError` for what the network cannot be told, saying what to pass."""
         takes, items, batch_size = TAKES[self.takes], asked.items, asked.batch_size
@@ -99,7 +105,8 @@ class Conditioning:
         text = self.takes == "text"
         (self._check_text if text else self._check_labels)(asked)
         null = asked.negative_prompt_embeds if text else self.null_label
-        if asked.guided and (items is None or null is None and self.text_encoder is None):
+        check_learned(self.network, asked)
+        if self.guides(asked) and (items is None or null is None and self.text_encoder is None):
             guider = f"guidance_scale={asked.guidance_scale}"
             if asked.guider is not None:
                 guider = f"{type(asked.guider).__name__} of {asked.guider.guidance_scale}"
@@ -134,7 +141,7 @@ class Conditioning:
         if self.text_encoder is None and (asked.items is None or any(texts)):
             raise ValueError("the pipeline has no text_encoder: pass prompt_embeds")
         negative = [name for name in asked.used if name.startswith("negative")]
-        if negative and not asked.guided:
+        if negative and not self.guides(asked):
             raise ValueError(f"{negative[0]} does nothing at guidance_scale=1: drop it, or guide")
         number = 0 if asked.items is None else len(asked.items)
         if asked.negative_prompt is not None and len(asked.negative_prompt) not in (1, number):
@@ -147,12 +154,12 @@ class Conditioning:
         """Return the condition of every image, preceded by as many null ones if it is guided."""
         if self.takes != "text":
             counts = (asked.num_images_per_label, asked.count)
-            return self.encode_labels(asked.class_labels, *counts, asked.guided, device)
+            return self.encode_labels(asked.class_labels, *counts, self.guides(asked), device)
         embeds, negative = self.encode_prompt(
             device,
             [""] * asked.count if asked.items is None else asked.prompt,
             asked.num_images_per_prompt,
-            asked.guided,
+            self.guides(asked),
             asked.negative_prompt,
             asked.prompt_embeds,
             asked.negative_prompt_embeds,

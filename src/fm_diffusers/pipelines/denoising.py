@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fm_diffusers.flow_map_networks import distilled_guidance
 from fm_diffusers.pipelines.caching import goes_by_name, remembered, trajectory
 from fm_diffusers.pipelines.callbacks import TENSORS, replaced
 from fm_diffusers.pipelines.editing import Edit
 from fm_diffusers.pipelines.guidance import Guidance
 from fm_diffusers.pipelines.outputs import is_finite, taken, warn_unless_finite
 from fm_diffusers.pipelines.precision import compute_dtype
+from fm_diffusers.pipelines.two_times import advance_of, features_of
+from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.scheduling.transition import Generators
 
 
@@ -30,6 +33,7 @@ def predict(
     t: Tensor,
     condition: Tensor | None,
     guidance: float | Guidance = 1.0,
+    advance: Tensor | None = None,
 ) -> Tensor:
     """Return what a network predicts for samples at a timestep, guided.
 
@@ -39,7 +43,9 @@ def predict(
         latents: the samples, shape `(batch, channels, height, width)`.
         t: the timestep.
         condition: one for each sample; with guidance as many null ones before them.
-        guidance: the scale w of classifier-free guidance, where 1 is none; or that of a guider.
+        guidance: the scale w of classifier-free guidance, where 1 is none; or that of a guider. A
+            network that has learned guidance is told it.
+        advance: how far the step leads, for a flow map; None asks for the slope of the ODE.
 
     Raises:
         ValueError: if the network returns anything but one prediction for each sample.
@@ -47,7 +53,9 @@ def predict(
     model_input = latents
     if hasattr(scheduler, "scale_model_input"):  # diffusers' flow schedulers have none
         model_input = scheduler.scale_model_input(model_input, t)
-    ask = partial(asked, network, model_input, t)
+    features = features_of(network, advance, guidance, latents)
+    guidance = guidance if distilled_guidance(network) is None else 1.0
+    ask = partial(asked, network, model_input, t, features=features)
     if isinstance(guidance, Guidance):
         both = condition is not None and len(condition) > len(latents)
         conditions = condition.chunk(2) if both else (None, condition)
@@ -63,6 +71,7 @@ def asked(
     t: Tensor,
     conditions: Sequence[Tensor | None],
     names: Sequence[str],
+    features: Tensor | None = None,
 ) -> list[Tensor]:
     """Return what a network predicts for samples under conditions.
 
@@ -71,13 +80,14 @@ def asked(
     count = len(conditions)
     if count > 1 and goes_by_name(network):
         pairs = zip(conditions, names, strict=True)
-        return [asked(network, x, t, [one], [name])[0] for one, name in pairs]
+        return [asked(network, x, t, [one], [name], features)[0] for one, name in pairs]
     condition = None if conditions[0] is None else torch.cat([*conditions])
     model_input = torch.cat([x] * count) if count > 1 else x
     model_input = model_input.to(compute_dtype(network))
     timesteps = t.expand(len(model_input))  # a DiT takes no other
+    told = {} if features is None else {"timestep_cond": torch.cat([features] * count)}
     with trajectory(network, names[-1]):
-        output = network(model_input, timesteps, condition, return_dict=False)
+        output = network(model_input, timesteps, condition, **told, return_dict=False)
     (batch, channels), size = model_input.shape[:2], model_input.shape[2:]
     output = taken(
         output,
@@ -120,10 +130,17 @@ def alone(pipe: Any) -> Iterator[Any]:
     vars(pipe).update({name: vars(own)[name] for name in LIFE if name in vars(own)})
 
 
-def noise_option(scheduler: Any, generator: Generators | None) -> dict[str, Any]:
-    """Return how a scheduler's `step` is told the generator; some of diffusers' take none."""
-    takes_noise = "generator" in inspect.signature(scheduler.step).parameters
-    return {"generator": generator} if takes_noise else {}
+def step_options(
+    scheduler: Any, generator: Generators | None, advance: Tensor | None = None
+) -> dict[str, Any]:
+    """Return how a scheduler's `step` is told the generator, and what a flow map was told.
+
+    Some of diffusers' take neither.
+    """
+    takes = inspect.signature(scheduler.step).parameters
+    options = {"generator": generator} if "generator" in takes else {}
+    ours = isinstance(scheduler, GaussianFlowScheduler)
+    return options if advance is None or not ours else options | {"advance": advance}
 
 
 #: What a pipeline says of its last call.
@@ -152,8 +169,9 @@ def denoise(
         callback_inputs: names of its tensors.
         edit: the image that is changed, which says where to begin and what to hold.
     """
-    noise = noise_option(pipe.scheduler, generator)
-    timesteps, finite = pipe.scheduler.timesteps[0 if edit is None else edit.begin :], []
+    learned = distilled_guidance(pipe.network) is not None
+    begin, finite = 0 if edit is None else edit.begin, []
+    timesteps = pipe.scheduler.timesteps[begin:]
     guider = guidance.guider if isinstance(guidance, Guidance) else None
     pipe._num_timesteps = len(timesteps)
     pipe._guidance_scale = guidance if guider is None else guider.guidance_scale
@@ -163,12 +181,14 @@ def denoise(
             if pipe.interrupt:
                 break
             pipe._guided = condition is not None and len(condition) > len(latents)
-            now = pipe._guidance_scale if pipe._guided else 1.0
+            now = pipe._guidance_scale if pipe._guided or learned else 1.0
             if guider is not None:
                 now = guidance.at(i, timesteps, pipe._guidance_scale, pipe._guided)
-            output = pipe.predict(latents, t, condition, now)
+            advance = advance_of(pipe.scheduler, pipe.network, i + begin, t)
+            output = pipe.predict(latents, t, condition, now, advance)
             finite.append(is_finite(output))
-            stepped = pipe.scheduler.step(output, t, latents, return_dict=False, **noise)
+            options = step_options(pipe.scheduler, generator, advance)
+            stepped = pipe.scheduler.step(output, t, latents, return_dict=False, **options)
             latents = stepped[0] if edit is None else edit.hold(pipe.scheduler, stepped[0], i + 1)
             if callback is not None:
                 found = (latents, condition, condition, output, *stepped[1:2])

@@ -151,10 +151,18 @@ class Encoding(LifeCycle):
         self.canvas.vae_for("disable_vae_tiling").disable_tiling()
 
     def predict(
-        self, latents: Tensor, t: Tensor, condition: Tensor | None, guidance: float | Guidance
+        self,
+        latents: Tensor,
+        t: Tensor,
+        condition: Tensor | None,
+        guidance: float | Guidance,
+        advance: Tensor | None = None,
     ) -> Tensor:
-        """Return what the network predicts, guided; see `encode_condition` for the condition."""
-        return predict(self.network, self.scheduler, latents, t, condition, guidance)
+        """Return what the network predicts, guided; see `encode_condition` for the condition.
+
+        With `advance`, how far a step leads, it is the average slope of a flow map.
+        """
+        return predict(self.network, self.scheduler, latents, t, condition, guidance, advance)
 
     def calibration_field(
         self,

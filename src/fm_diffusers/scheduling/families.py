@@ -77,6 +77,17 @@ def _flow_karras(config: Config, kind: str) -> Config:
     }
 
 
+def _flow_map(config: Config) -> Config:
+    """Return the words of AnyFlow's, whose network is told two times."""
+    return {
+        "path": "linear",
+        "prediction_type": "flow_prediction",
+        "solver": "flow_map",
+        "grid": "uniform",
+        "shift": config.get("shift") or 1.0,
+    }
+
+
 def _table(config: Config) -> Config:
     multistep = bool({"solver_order", "predictor_order"} & set(config))
     # Euler, Heun, LMS, KDPM2; EulerAncestral by what it lacks of DDIM, DDPM and PNDM
@@ -135,4 +146,4 @@ def _edm(config: Config) -> Config:
 
 
 #: By the name of the family.
-FAMILIES = {"flow": _flow, "table": _table, "edm": _edm}
+FAMILIES = {"flow": _flow, "flow_map": _flow_map, "table": _table, "edm": _edm}

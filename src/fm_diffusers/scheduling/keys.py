@@ -41,7 +41,6 @@ REFUSED: dict[str, Refused] = {
     "SCM": _refused("trigflow", "it is a consistency model in trigonometric time"),
     "CMStochastic": _refused("clip_denoised", _CONSISTENCY),
     "ConsistencyDecoder": _refused("", _CONSISTENCY),
-    "FlowMap": _refused("", "its network maps between two times"),
     "MiniMaxH3": _refused("", "its network predicts z - eps and is fed 1 - sigma"),
     "Helios": _refused("stages stage_range", "its path is a pyramid of sizes"),
     "Piflow": _refused("num_policy_substeps", "its network predicts a policy"),

@@ -48,6 +48,7 @@ class Plan:
         largest: the largest magnitude of these.
         node_rows: the weights of every step with nothing remembered, on the device.
         node_times: `times` on the device.
+        advances: by how much every step moves the clock, for networks of two times; else None.
         one_step: the solver of first order for the same process, DDIM's step with its eta.
         brownian: the clock of Brownian paths, None where noise is independent or there is none.
         spans: what every step reads of such a path.
@@ -73,6 +74,7 @@ class Plan:
     largest: float = field(init=False)
     node_rows: Tensor = field(init=False)
     node_times: Tensor = field(init=False)
+    advances: Tensor | None = field(init=False)
     one_step: Solver = field(init=False)
     brownian: BrownianClock | None = field(init=False)
     spans: tuple[Span, ...] = field(init=False)
@@ -100,6 +102,7 @@ class Plan:
             "table": table,
             "node_rows": table[:, 0, :8].to(**there),
             "node_times": self.times.to(**there),
+            "advances": self._advances(),
             "one_step": first_order(self.solver),
             "memory_size": size,
             "noisy": noisy,
@@ -110,6 +113,12 @@ class Plan:
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+
+    def _advances(self) -> Tensor | None:
+        if not self.solver.two_times:
+            return None
+        ends = torch.tensor([step.interval for step in self.steps], dtype=torch.float64)
+        return self.solver.advance(*ends.T).float().to(self.device)
 
     def _brownian(self) -> BrownianClock:
         check_torchsde()
@@ -173,7 +182,8 @@ def backwards(plan: Plan) -> tuple[Plan, float]:
 
     It begins inside where the model does not determine a slope at the data, at the time of
     :math:`\alpha/(\alpha + \beta) = 0.999`, and the factor is the weight of the data there. A
-    solver that cannot start where there is no noise is replaced by the general one.
+    solver that cannot start where there is no noise is replaced by the general one, and so is a
+    flow map, which was learned towards the data only.
     """
     clock, solver, times = plan.clock, replace(plan.solver, diffusion=None), plan.times.flip(0)
     last, factor = times[0], 1.0
@@ -188,8 +198,10 @@ def backwards(plan: Plan) -> tuple[Plan, float]:
         factor = (solver.path.alpha(last) / solver.path.alpha(times[0])).item()
     times = clock.as_fed(torch.cat([last[None], times[1:]]))
     try:
-        steps = solver.plan(times)
+        steps = () if solver.two_times else solver.plan(times)
     except ValueError:
+        steps = ()
+    if not steps:
         kept = ("path", "prediction", "model_path")
         solver = SOLVERS["predictor_corrector"](**{name: getattr(solver, name) for name in kept})
         steps = solver.plan(times)

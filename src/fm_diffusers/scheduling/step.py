@@ -225,6 +225,32 @@ def _check_times(plan: Plan, timesteps: Tensor, x: Tensor) -> None:
     plan.clock.check_timesteps(timesteps)
 
 
+def advance_from(plan: Plan, at: Place | float | Tensor) -> Tensor:
+    r"""Return by how much the step from what `place_at` has found moves the clock.
+
+    Of a place it is a number of the plan's, else it is computed where the timesteps are.
+
+    Raises:
+        ValueError: for a solver whose network knows one time only.
+    """
+    if plan.advances is None:
+        raise ValueError(
+            f"{type(plan.solver).__name__} asks a network of one time: only a flow map's is told "
+            'where the step leads, make the scheduler with solver="flow_map"'
+        )
+    if isinstance(at, Place):
+        return plan.advances[at.index]
+    fed = torch.as_tensor(at, dtype=None if isinstance(at, Tensor) else torch.float64)
+    return plan.solver.advance(*_step_from(plan, plan.clock.to_time(fed))).float()
+
+
+def _step_from(plan: Plan, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return times and the next starts of intervals after them, or the end."""
+    times = plan.node_times.to(t.device, t.dtype)
+    after = torch.searchsorted(times, t + 1e-6, right=True).clamp(max=len(times) - 1)
+    return t, torch.maximum(times[after], t)
+
+
 def first_order_rows(plan: Plan, t: Tensor) -> Tensor:
     r"""Return the weights of first-order steps from times to the next starts of intervals.
 
@@ -239,9 +265,8 @@ def first_order_rows(plan: Plan, t: Tensor) -> Tensor:
     Returns:
         The weights of a `Row` with one slope, shape `(*t.shape, 8)`.
     """
-    solver, times = plan.one_step, plan.node_times.to(t.device, t.dtype)
-    after = torch.searchsorted(times, t + 1e-6, right=True).clamp(max=len(times) - 1)
-    landing = solver.landing(t, torch.maximum(times[after], t))
+    solver = plan.one_step
+    landing = solver.landing(*_step_from(plan, t))
     now, end = solver.path(t), solver.path(landing.t)
     scale, scale_end = now.alpha + now.beta, end.alpha + end.beta
     change = end.alpha / scale_end - now.alpha / scale

@@ -139,6 +139,8 @@ def _family(config: Config, name: str) -> str | None:
     """Return which of the families a configuration belongs to, None if that cannot be told."""
     if not name and frozenset(config) in AMBIGUOUS:
         return None
+    if "FlowMap" in name:
+        return "flow_map"
     kind = config.get("prediction_type")
     flow = bool(FLOW_KEYS & set(config)) and "num_train_timesteps" in config
     flow = flow or "FlowMatch" in name or {"eta", "s_noise"} <= set(config)

@@ -9,7 +9,15 @@ from fm_diffusers.solvers.calibrated import Calibrated
 from fm_diffusers.solvers.drive import integrate, trajectory
 from fm_diffusers.solvers.exponential import Multistep
 from fm_diffusers.solvers.interpolation import FORMS, RULES, VARIABLES
-from fm_diffusers.solvers.runge_kutta import EULER, HEUN, MIDPOINT, RK4, RungeKutta, Tableau
+from fm_diffusers.solvers.runge_kutta import (
+    EULER,
+    HEUN,
+    MIDPOINT,
+    RK4,
+    FlowMap,
+    RungeKutta,
+    Tableau,
+)
 from fm_diffusers.solvers.steps import Noise, Step, combine, memory_size, update
 from fm_diffusers.solvers.stochastic import EulerMaruyama, StochasticHeun
 
@@ -42,6 +50,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "heun": partial(RungeKutta, tableau=HEUN),
     "rk4": partial(RungeKutta, tableau=RK4),
     "ddim": partial(RungeKutta, tableau=EULER, clock="snr"),
+    "flow_map": FlowMap,
     "adams_bashforth": partial(Multistep, variable="clock"),
     "exponential_multistep": partial(Multistep, form="data"),
     "res_multistep": partial(Multistep, form="data", variable="log_snr"),
@@ -66,6 +75,7 @@ __all__ = [
     "VARIABLES",
     "Calibrated",
     "EulerMaruyama",
+    "FlowMap",
     "Multistep",
     "Noise",
     "RungeKutta",

@@ -79,6 +79,7 @@ class Solver:
             sample on its own path that has the same signal-to-noise ratio; see `rescaling`.
         order: order of accuracy, of the endpoint for an ODE, of its distribution for an SDE.
         evaluations: model evaluations for each interval of the grid.
+        two_times: whether the model is told where the step leads, beside where it is: a flow map.
     """
 
     path: GaussianPath
@@ -88,6 +89,7 @@ class Solver:
 
     order: ClassVar[int]
     evaluations: ClassVar[int]
+    two_times: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_prediction(self.prediction)

@@ -24,8 +24,9 @@ Song et al., "Denoising Diffusion Implicit Models", https://arxiv.org/abs/2010.0
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -128,3 +129,20 @@ class RungeKutta(Solver):
 
     def _time(self, clock: Tensor) -> Tensor:
         return clock if self.clock == "time" else self.path.time(torch.logit(clock))
+
+
+@dataclass(frozen=True)
+class FlowMap(RungeKutta):
+    """The step of a network of two times: the whole step is one average slope, without an error.
+
+    It is Euler's step on the `snr` clock, with a network that is also told where the step leads;
+    see `fm_diffusers.flow_maps`. A noisy step is mapped to its landing and noised back.
+    """
+
+    tableau: Tableau = field(default=EULER, init=False)
+    clock: str = field(default="snr", init=False)
+    two_times: ClassVar[bool] = True
+
+    def advance(self, t: Tensor, s: Tensor) -> Tensor:
+        """Return by how much steps from `t` to `s` move the clock, up to their landing."""
+        return self._frame(self.landing(t, s).t)[1] - self._frame(t)[1]

@@ -47,15 +47,15 @@ Images (upper half), and what comes back from their codes (lower half).
 DRAW = """from fm_diffusers import FlowMatchingPipeline
 {plugins}
 pipe = FlowMatchingPipeline.from_pretrained("{title}")
-images = pipe({asked}, num_inference_steps=20).images"""
+images = pipe({asked}, num_inference_steps={ode_steps}).images"""
 DRAW_BOTH = """from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 {plugins}
 pipe = FlowMatchingPipeline.from_pretrained("{title}")
-ode = pipe({asked}, num_inference_steps=20).images
+ode = pipe({asked}, num_inference_steps={ode_steps}).images
 pipe.scheduler = GaussianFlowScheduler.from_config(
     pipe.scheduler.config, diffusion="memoryless"
 )
-sde = pipe({asked}, num_inference_steps=50).images"""
+sde = pipe({asked}, num_inference_steps={sde_steps}).images"""
 ADAPT = """from fm_diffusers import FlowMatchingPipeline
 {plugins}
 pipe = FlowMatchingPipeline.from_pretrained("{model}")
@@ -135,6 +135,11 @@ def write_card(folder: Path) -> None:
     ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / "README.md")
 
 
+def steps_shown(sampler: str | None) -> tuple[int, int]:
+    """Return the numbers of steps of the ODE and of the SDE that show what a sampler does."""
+    return (1, 4) if sampler == "flow_map" else (20, 50)
+
+
 def fillings(record: dict[str, Any]) -> dict[str, Any]:
     """Return what the templates of all kinds are filled with."""
     asked = CONDITIONED[record.get("conditioning")][2]
@@ -144,8 +149,9 @@ def fillings(record: dict[str, Any]) -> dict[str, Any]:
 def of_pipeline(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the metadata and the text of a pipeline's card."""
     told, task, _ = CONDITIONED[record["conditioning"]]
-    stochastic = record["coupling"] == "independent"
+    stochastic = record.get("coupling", "independent") == "independent"
     said = fillings(record) | {"told": told, "drawn": BOTH if stochastic else COUPLED}
+    said |= dict(zip(("ode_steps", "sde_steps"), steps_shown(record.get("sampler")), strict=True))
     tags = ["flow-matching", "fm_diffusers", record["path"]]
     return {"pipeline_tag": task, "tags": tags}, {
         "said": PIPELINE.format(**said),

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from fm_diffusers.couplings import COUPLINGS, couple
 from fm_diffusers.objectives import TIME_SAMPLERS, sample_times, weighted_loss
-from fm_diffusers.paths import PATHS
+from fm_diffusers.paths import PATHS, expand_like
 from fm_diffusers.predictions import PREDICTIONS
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.tables import look_up
 from fm_diffusers.training.arguments import ImageArguments, TrainingArguments
+from fm_diffusers.training.flow_maps import MapObjective, Slope, check_slope, clock_of
 from fm_diffusers.weightings import WEIGHTINGS, loss_weight
 
 #: What a network learns, and the weighting of its own target's squared error.
-OBJECTIVES = {"flow_matching": "uniform", "score_matching": "snr"}
+OBJECTIVES = {"flow_matching": "uniform", "score_matching": "snr", "mean_flow": "uniform"}
 
 
 @dataclass
@@ -129,8 +130,15 @@ class FlowArguments(LossArguments):
         metadata={
             "choices": OBJECTIVES,
             "help": "flow_matching: squared error of the prediction's own conditional target; "
-            "score_matching: of the score, with the weight beta^2 that makes it bounded.",
+            "score_matching: of the score, with the weight beta^2 that makes it bounded; "
+            "mean_flow: of the flow map too, so that one evaluation draws.",
         },
+    )
+    map_share: float = field(
+        default=0.5, metadata={"help": "Of mean_flow: share of a batch that learns the map."}
+    )
+    map_power: float = field(
+        default=1.0, metadata={"help": "Of mean_flow: p of the weights 1/(error + c)^p."}
     )
 
     def __post_init__(self) -> None:
@@ -140,6 +148,7 @@ class FlowArguments(LossArguments):
                 f"--objective score_matching is a weighting, 'snr': --weighting {self.weighting} "
                 "needs --objective flow_matching"
             )
+        self._check_map()
         self.weighting = self.weighting or implied
         super().__post_init__()
         if self.init_from is None:  # else they are those of the pipeline, see `tuning`
@@ -148,6 +157,23 @@ class FlowArguments(LossArguments):
                 self.path, "velocity"
             )
             self.check_bounds(self.scheduler())
+            if self.objective == "mean_flow":
+                check_slope(self.scheduler())
+
+    def _check_map(self) -> None:
+        """Raise a `ValueError` for what a flow map cannot be learned with."""
+        if not (0 <= self.map_share <= 1 and 0 <= self.map_power <= 1):
+            raise ValueError(
+                f"--map_share {self.map_share} and --map_power {self.map_power} must lie in [0, 1]"
+            )
+        if self.objective != "mean_flow":
+            return
+        for name, plain in (("weighting", None), ("coupling", "independent")):
+            if getattr(self, name) not in (plain, "uniform"):
+                raise ValueError(
+                    f"--objective mean_flow has weights of its own and independent noise: drop "
+                    f"--{name} {getattr(self, name)}"
+                )
 
     def scheduler(self) -> GaussianFlowScheduler:
         """Return the scheduler that trains and samples what these flags say."""
@@ -155,6 +181,7 @@ class FlowArguments(LossArguments):
             path=self.path,
             path_kwargs=self.parameters("path_kwargs"),
             prediction_type=self.prediction_type,
+            **({"solver": "flow_map"} if self.objective == "mean_flow" else {}),
         )
         if (self.path, self.prediction_type) == ("linear", "flow_prediction"):
             # what diffusers' UniPC and DPM-Solver need to be told of it
@@ -189,6 +216,11 @@ def flow_loss(
     draw = args.parameters("time_sampler_kwargs")
     t = sample_times(len(z), args.time_sampler, device=z.device, **draw)
     t = args.t_min + (args.t_max - args.t_min) * t
+    if getattr(args, "objective", None) == "mean_flow":
+        u = clock_of(scheduler.path, t)
+        learn = MapObjective("mean_flow", args.map_share, power=args.map_power)
+        slope = Slope(network, scheduler, condition)
+        return learn(slope, torch.lerp(eps, z, expand_like(u, z)), u, z - eps, conditional=True)
     x_t = scheduler.path.flow_map(z, eps, t)
     output = network(x_t, scheduler.to_timestep(t), condition, return_dict=False)[0]
     return weighted_loss(

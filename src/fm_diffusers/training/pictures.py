@@ -15,15 +15,21 @@ from PIL import Image
 
 from fm_diffusers.pipeline import FlowMatchingPipeline
 from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.training.cards import steps_shown
 
 
 def processes(
     pipe: FlowMatchingPipeline,
-    ode_steps: int = 20,
-    sde_steps: int = 50,
+    ode_steps: int | None = None,
+    sde_steps: int | None = None,
     diffusion: str = "memoryless",
 ) -> Iterator[tuple[str, int]]:
-    """Yield a title and a number of steps, with the pipeline set to the ODE, then to the SDE."""
+    """Yield a title and a number of steps, with the pipeline set to the ODE, then to the SDE.
+
+    By default that is 20 and 50 steps, of a flow map 1 and 4.
+    """
+    ode, sde = steps_shown(pipe.scheduler.config.solver)
+    ode_steps, sde_steps = ode_steps or ode, sde_steps or sde
     for title, coefficient, steps in (
         (f"ODE, {ode_steps} steps", None, ode_steps),
         (f"SDE ({diffusion}), {sde_steps} steps", diffusion, sde_steps),

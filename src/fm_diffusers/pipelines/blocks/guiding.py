@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fm_diffusers.flow_map_networks import distilled_guidance
+from fm_diffusers.pipelines.blocks.parts import Parts
 from fm_diffusers.pipelines.guidance import Guidance, guidance_of, leads_away
 
 
@@ -27,6 +29,7 @@ class LoopGuidance:
         given |= given_guidance(components, guidance_scale)
         guider, self.scale = given["guider"], given["guidance_scale"]
         self.compares = self.scale != 1 if guider is None else leads_away(guider)
+        self.compares &= distilled_guidance(Parts.of(components).network) is None
         self.scale = self.scale if guider is None else guider.guidance_scale
         self.guidance = guidance_of(guider or self.scale, components.scheduler)
 

@@ -17,9 +17,10 @@ from fm_diffusers.pipelines.blocks.guiding import LoopGuidance
 from fm_diffusers.pipelines.blocks.parts import Parts
 from fm_diffusers.pipelines.blocks.steps import PrepareLatentsStep, SetTimestepsStep
 from fm_diffusers.pipelines.caching import remembered
-from fm_diffusers.pipelines.denoising import alone, noise_option, predict
+from fm_diffusers.pipelines.denoising import alone, predict, step_options
 from fm_diffusers.pipelines.networks import check_components
 from fm_diffusers.pipelines.outputs import is_finite, warn_unless_finite
+from fm_diffusers.pipelines.two_times import advance_of
 
 
 class LoopBeforeDenoiser(Block):
@@ -55,8 +56,9 @@ class LoopDenoiser(Block):
         self, components: Any, block_state: BlockState, i: int, t: torch.Tensor
     ) -> tuple[Any, BlockState]:
         """Run the block."""
-        asked = (t, block_state.condition, block_state.guidance)
         network, scheduler = Parts.of(components).network, components.scheduler
+        block_state.advance = advance_of(scheduler, network, i, t)
+        asked = (t, block_state.condition, block_state.guidance, block_state.advance)
         block_state.noise_pred = predict(network, scheduler, block_state.latents, *asked)
         return components, block_state
 
@@ -76,8 +78,8 @@ class LoopAfterDenoiser(Block):
     ) -> tuple[Any, BlockState]:
         """Run the block."""
         scheduler, asked = components.scheduler, (block_state.noise_pred, t, block_state.latents)
-        noise = noise_option(scheduler, block_state.generator)
-        block_state.latents = scheduler.step(*asked, return_dict=False, **noise)[0]
+        options = step_options(scheduler, block_state.generator, block_state.advance)
+        block_state.latents = scheduler.step(*asked, return_dict=False, **options)[0]
         return components, block_state
 
 

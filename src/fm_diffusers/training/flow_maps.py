@@ -1,0 +1,144 @@
+r"""Losses of networks of two times: what a script feeds them, and what they are regressed on.
+
+States are :math:`y = x/(\alpha + \beta)` and times :math:`u = \alpha/(\alpha + \beta)`, see
+`fm_diffusers.flow_maps`; a network is fed x and its timestep, and the features of v - u.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fm_diffusers.flow_map_networks import step_features
+from fm_diffusers.flow_maps import mean_flow_target, self_consistency_target
+from fm_diffusers.paths import GaussianPath, expand_like
+from fm_diffusers.predictions import CANONICAL, conversion
+from fm_diffusers.scheduler import GaussianFlowScheduler
+
+
+def clock_of(path: GaussianPath, t: Tensor) -> Tensor:
+    r"""Return :math:`u = \alpha/(\alpha + \beta)` at times t."""
+    c = path(t)
+    return c.alpha / (c.alpha + c.beta)
+
+
+def time_of(path: GaussianPath, u: Tensor) -> Tensor:
+    """Return the time t at a clock u."""
+    return path.time(torch.logit(u)).clamp(0, 1)
+
+
+class Slope(NamedTuple):
+    """A network of two times as the average slope :math:`G(y, u, v)` of a batch.
+
+    Attributes:
+        network: of two times.
+        scheduler: says what it predicts, on which path.
+        condition: of every sample; None for a network without.
+        guidance_scale: of every sample, for networks that are told one; else None.
+    """
+
+    network: nn.Module
+    scheduler: GaussianFlowScheduler
+    condition: Tensor | None = None
+    guidance_scale: Tensor | None = None
+
+    def __call__(self, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Return the slopes from states `y` at times `u`, shape `(batch,)`, to times `v`."""
+        path, t = self.scheduler.path, time_of(self.scheduler.path, u)
+        c = path(t)
+        x = expand_like(c.alpha + c.beta, y) * y
+        told = {"timestep_cond": step_features(v - u, self.guidance_scale)}
+        fed = (x, self.scheduler.to_timestep(t), self.condition)
+        q = self.network(*fed, **told, return_dict=False)[0].float()
+        a, b = conversion(path, self.scheduler.config.prediction_type, CANONICAL, t)
+        return expand_like(a, x) * x + expand_like(b, q) * q
+
+    def first(self, count: int) -> "Slope":
+        """Return that of the first samples of the batch."""
+        told = (self.condition, self.guidance_scale)
+        return self._replace(
+            **{
+                name: None if value is None else value[:count]
+                for name, value in zip(("condition", "guidance_scale"), told, strict=True)
+            }
+        )
+
+
+def check_slope(scheduler: GaussianFlowScheduler) -> None:
+    """Raise a `ValueError` unless the network says where samples of pure noise go."""
+    a, b = conversion(scheduler.path, scheduler.config.prediction_type, CANONICAL, 0.0)
+    if not (a.isfinite() and b.isfinite()):
+        raise ValueError(
+            f"a network that predicts {scheduler.config.prediction_type!r} says nothing about the "
+            "data at pure noise, where a flow map begins: choose another --prediction_type, such "
+            "as flow_prediction or v_prediction"
+        )
+
+
+def loss_of_slopes(found: Tensor, target: Tensor, power: float = 0.0) -> Tensor:
+    r"""Return the mean squared error, samples weighted by :math:`1/(|\Delta|^2 + c)^p`.
+
+    Args:
+        found: the network's slopes.
+        target: what they are to be.
+        power: p; with 1 the few samples whose target is far off do not rule the step.
+    """
+    error = (found - target).square().flatten(1).mean(1)
+    return ((error.detach() + 1e-3) ** -power * error).mean()
+
+
+def landings(u: Tensor, count: int, to_data: float) -> Tensor:
+    """Return times of landing: of the first samples after `u`, of the others `u` itself.
+
+    Args:
+        u: times.
+        count: how many land elsewhere.
+        to_data: share of these that land at the data.
+    """
+    later = torch.where(torch.rand_like(u) < to_data, 1.0, u + (1 - u) * torch.rand_like(u))
+    return torch.cat([later[:count], u[count:]])
+
+
+@dataclass(frozen=True)
+class MapObjective:
+    """An objective that needs no trajectories; see `fm_diffusers.flow_maps`.
+
+    Attributes:
+        name: `mean_flow` or `self_consistency`.
+        share: of the samples whose step has a length; of the others the slope is regressed.
+        to_data: share of these that land at the data.
+        derivative: a name in `DERIVATIVES`.
+        power: see `loss_of_slopes`.
+    """
+
+    name: str
+    share: float = 0.5
+    to_data: float = 0.3
+    derivative: str = "difference"
+    power: float = 0.0
+
+    def __call__(
+        self, slope: Slope, y: Tensor, u: Tensor, exact: Tensor, conditional: bool
+    ) -> Tensor:
+        """Return the loss.
+
+        Args:
+            slope: the network.
+            y: states, shape `(batch, ...)`.
+            u: their times, shape `(batch,)`.
+            exact: the slope F there, a teacher's or the conditional one.
+            conditional: whether it is conditional.
+        """
+        count = round(self.share * len(y))
+        v, part = landings(u, count, self.to_data), slope.first(count)
+        moved = (y[:count], u[:count], v[:count])
+        with torch.no_grad():
+            if self.name == "self_consistency":
+                target = self_consistency_target(part, *moved)
+            else:
+                along = part(y[:count], u[:count], u[:count]) if conditional else None
+                own = (exact[:count], along, self.derivative)
+                target = mean_flow_target(part, *moved, *own)
+        target = torch.cat([target, exact[count:]])
+        return loss_of_slopes(slope(y, u, v), target, self.power)
