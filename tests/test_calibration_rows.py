@@ -13,7 +13,7 @@ from fm_diffusers import PATHS, GaussianFlowScheduler
 from fm_diffusers.calibration import calibrate
 from fm_diffusers.calibration.fitting import fit, gram, square_errors
 from fm_diffusers.calibration.problem import CONVERGED, Problem, Trial, own_row
-from fm_diffusers.calibration.search import search, trials
+from fm_diffusers.calibration.searching import search, trials
 from fm_diffusers.solvers import Calibrated, Multistep, integrate
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fm_diffusers.calibration.problem import Problem
-from fm_diffusers.calibration.search import search, trials
+from fm_diffusers.calibration.searching import search, trials
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.scheduling.parts import calibrated_for
 
