@@ -195,7 +195,7 @@ def test_impossible_configurations_are_refused_at_once(kwargs, message):
         ),
         (
             {"prediction_type": "score", "solver": "ddim"},
-            {"sigmas": [1.0, 0.5]},
+            {"sigmas": [1.0, 0.6]},
             r"at t = 0.0 a model that predicts 'score' .* stay strictly inside",
         ),
         ({}, {"timesteps": [1200.0, 500.0]}, r"must be numbers from 1000, pure noise"),
