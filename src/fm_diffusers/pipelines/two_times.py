@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fm_diffusers.flow_map_networks import distilled_guidance, is_of_two_times, step_features
+from fm_diffusers.flow_map_networks import distilled_guidance, is_of_two_times
 from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.second_time import step_features
 
 
 def check_learned(network: nn.Module, asked: Any) -> None:
