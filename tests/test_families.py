@@ -25,7 +25,7 @@ CLASSES = {
     **dict.fromkeys(["LCM", "TCD", "FlowMatchLCM"], ("consistency model",) * 2),
     # in memory the configurations of these two are equal
     "FlowMatchHeunDiscrete": (UNKNOWN, "linear"),
-    "FlowMapEulerDiscrete": (UNKNOWN, "maps between two times"),
+    "FlowMapEulerDiscrete": (UNKNOWN, "linear"),
     "MiniMaxH3": (UNKNOWN, "predicts z - eps"),
     "IPNDM": (UNKNOWN, "none of DDPM's"),
     **dict.fromkeys("Amused BlockRefinement DiscreteDDIM EntropyBound".split(), (UNKNOWN,) * 2),

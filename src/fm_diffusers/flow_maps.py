@@ -87,7 +87,8 @@ def _difference(
 
 #: Ways to the derivative of the average slope along the flow: `jvp` is exact, for networks whose
 #: operations have forward-mode derivatives; `difference` takes two evaluations, :math:`\pm.005` in
-#: u along the slope, and serves any network.
+#: u along the slope, and serves any network: with an error of second order in the step, but of
+#: first order at u < .005, where it looks further ahead than back.
 DERIVATIVES = {"jvp": _jvp, "difference": _difference}
 
 
@@ -163,8 +164,11 @@ def exact_average_slope(data: GaussianMixture, accuracy: float = 1e-10) -> Avera
         return (end - y) / (v - u)
 
     def average_slope(y: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        times = (t.expand(len(y)) for t in (u, v))
-        return torch.cat([slope(*one) for one in zip(y.split(1), *times, strict=True)])
+        times, found = torch.stack([t.expand(len(y)) for t in (u, v)], 1), torch.empty_like(y)
+        for pair in times.unique(dim=0):
+            there = (times == pair).all(1)
+            found[there] = slope(y[there], *pair)
+        return found
 
     return average_slope
 

@@ -321,6 +321,11 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
                 "know whether the network was told so: feed it scheduler.advance(timestep) and "
                 "pass that as advance=..., or sample the ODE with diffusion=None"
             )
+        if kwargs.get("r_timestep") is not None:
+            raise ValueError(
+                "r_timestep is not taken: a step leads to the next of timesteps, which "
+                "set_timesteps(timesteps=[...]) sets"
+            )
         if (self.config.variance_type or "").startswith("learned"):
             model_output = model_output[:, : sample.shape[1]]
         signed = kwargs.get("per_token_timesteps") is not None
