@@ -40,7 +40,7 @@ def ask(scheduler, x, timestep, advance):
     c, u = path(t), clock_of(path, t)
     slope = SLOPE(x / (c.alpha + c.beta)[:, None], u, u + advance.double())
     kind = scheduler.config.prediction_type
-    return slope if kind == CANONICAL else convert(path, CANONICAL, kind, x, slope, t[:, None])
+    return slope if kind == CANONICAL else convert(path, CANONICAL, kind, x, slope, t)
 
 
 def run(scheduler, x, **options):
@@ -52,11 +52,10 @@ def run(scheduler, x, **options):
 
 
 def started(scheduler, noise=X):
-    """Return samples at the first timestep, and the data that they belong to."""
-    path = scheduler.sampling_path
-    c = path(scheduler.clock.to_time(scheduler.timesteps[:1].double()))
-    size = (c.alpha**2 * STD**2 + c.beta**2).sqrt()
-    return c.alpha * MEAN + size * noise, MEAN + STD * noise
+    """Return samples at the first timestep, and where the flow leads them."""
+    path, first = scheduler.sampling_path, scheduler.timesteps[:1].double()
+    ends = (path(t) for t in (scheduler.clock.to_time(first), torch.ones(1).double()))
+    return [c.alpha * MEAN + (c.alpha**2 * STD**2 + c.beta**2).sqrt() * noise for c in ends]
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)

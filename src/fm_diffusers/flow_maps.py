@@ -71,7 +71,8 @@ def trajectory_target(y_a: Tensor, y_b: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def _jvp(average_slope: AverageSlope, y: Tensor, u: Tensor, v: Tensor, slope: Tensor) -> Tensor:
     ahead = (slope, torch.ones_like(u))
-    return torch.func.jvp(lambda y, u: average_slope(y, u, v), (y, u), ahead)[1]
+    here = (y.contiguous(), u.contiguous())  # torch takes no expanded tensors
+    return torch.func.jvp(lambda y, u: average_slope(y, u, v), here, ahead)[1]
 
 
 def _difference(
@@ -152,9 +153,9 @@ def exact_average_slope(data: GaussianMixture, accuracy: float = 1e-10) -> Avera
         data: the mixture, in float64 for an oracle.
         accuracy: relative and absolute tolerance of the integration.
     """
-    field = data.field(Linear())
     if len(data.means) == 1:
-        return _of_gaussian(data.means[0], data.stds[0], field)
+        return _of_gaussian(data.means[0], data.stds[0])
+    field = data.field(Linear())
 
     def slope(y: Tensor, u: Tensor, v: Tensor) -> Tensor:
         if u == v:
@@ -173,9 +174,7 @@ def exact_average_slope(data: GaussianMixture, accuracy: float = 1e-10) -> Avera
     return average_slope
 
 
-def _of_gaussian(
-    mean: Tensor, std: Tensor, field: Callable[[Tensor, Tensor], Tensor]
-) -> AverageSlope:
+def _of_gaussian(mean: Tensor, std: Tensor) -> AverageSlope:
     def average_slope(y: Tensor, u: Tensor, v: Tensor) -> Tensor:
         u, v = (expand_like(t.expand(len(y)), y) for t in (u, v))
         size, size_end = (torch.hypot(t * std, 1 - t) for t in (u, v))

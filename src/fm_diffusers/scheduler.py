@@ -302,6 +302,11 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         plan = self._plan_at(noise_level)
         return advance_from(plan, place_at(plan, timestep, self._place, self._begin_index))
 
+    @property
+    def is_flow_map(self) -> bool:
+        """Whether the steps that are planned are those of a flow map; the way back has none."""
+        return self._planned().solver.two_times
+
     def _plan_at(self, noise_level: float | None) -> Plan:
         plan = self._planned()
         return plan if noise_level is None else at_noise_level(plan, noise_level)

@@ -38,9 +38,12 @@ def check_learned(network: nn.Module, asked: Any) -> None:
 
 
 def is_two_timed(scheduler: Any) -> bool:
-    """Return whether a scheduler's steps are those of a flow map; diffusers' own is one, too."""
+    """Return whether the steps of a scheduler with timesteps are those of a flow map.
+
+    On the way back from data to noise they are not. diffusers' own is one, too.
+    """
     if isinstance(scheduler, GaussianFlowScheduler):
-        return scheduler.solver.two_times
+        return scheduler.is_flow_map
     return type(scheduler).__name__ == "FlowMapEulerDiscreteScheduler"
 
 
