@@ -80,7 +80,8 @@ def calibrate(
     """Fit the few-step ODE samplers of a scheduler to a model; the configuration takes them up.
 
     From then on `set_timesteps(n)` uses what was fitted for n steps, as long as solver, grid and
-    ends of the time are the ones that the scheduler has now and no diffusion is asked for.
+    ends of the time are the ones that the scheduler has now and no diffusion is asked for. So do
+    the pipelines of diffusers that ask for n steps by a list.
 
     Args:
         scheduler: the scheduler of the model; it is changed.
