@@ -240,8 +240,8 @@ def test_a_velocity_is_refused_by_theirs_that_read_a_prediction_type(name):
     """The others take its sign for theirs: nothing that they read could tell them."""
     cls, ours = getattr(diffusers, f"{name}Scheduler"), GaussianFlowScheduler()
     if "prediction_type" not in cls().config:
-        blind = {"FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "LTXEulerAncestralRF"}
-        assert name in blind | {"RePaint"}
+        flows = {"FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMapEulerDiscrete"}
+        assert name in flows | {"LTXEulerAncestralRF", "RePaint"}
         return
     x = torch.zeros(1, 3, 4, 4)
     with pytest.raises(ValueError, match="velocity|beta_schedule"):  # UnCLIP has one schedule

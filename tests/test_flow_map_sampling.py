@@ -271,3 +271,22 @@ def test_the_exact_map_of_the_clock_is_the_one_of_the_linear_path():
     """The oracle itself: y on the clock u is x on the linear path at t = u."""
     u, v = torch.tensor(0.0).double(), torch.tensor(1.0).double()
     torch.testing.assert_close(mapped(X, u, v, SLOPE(X, u, v)), MEAN + STD * X)
+
+
+@pytest.mark.slow
+def test_a_compiled_loop_is_told_the_same():
+    torch.compiler.reset()
+    schedulers = [make(4, diffusion="memoryless") for _ in range(2)]
+
+    def step(scheduler, x, t):
+        advance = scheduler.advance(t)
+        return scheduler.step(torch.tanh(x) * advance, t, x, advance=advance).prev_sample
+
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    x = y = X.float()
+    for i, (s, t) in enumerate(zip(*(one.timesteps for one in schedulers), strict=True)):
+        torch.manual_seed(i)
+        x = compiled(schedulers[0], x, s)
+        torch.manual_seed(i)
+        y = step(schedulers[1], y, t)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)

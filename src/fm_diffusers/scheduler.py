@@ -104,6 +104,7 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         *(member.name for member in KarrasDiffusionSchedulers),
         "FlowMatchEulerDiscreteScheduler",
         "FlowMatchHeunDiscreteScheduler",
+        "FlowMapEulerDiscreteScheduler",
         "EDMDPMSolverMultistepScheduler",
         "LTXEulerAncestralRFScheduler",
         "RePaintScheduler",
