@@ -265,6 +265,7 @@ def test_every_combination_of_the_tables_samples_from_one_step_up(path, solver, 
         x = x * scheduler.init_noise_sigma
         for timestep in scheduler.timesteps:
             t = scheduler.to_time(timestep.double())
-            x, z = scheduler.step(field(x, t), timestep, x, generator, return_dict=False)
+            given = (field(x, t), timestep, x, generator, False)
+            x, z = scheduler.step(*given, **told(scheduler, timestep))
             assert x.isfinite().all() and z.isfinite().all(), case
         assert x.abs().max() < 5 or solver not in ("ddim", "predictor_corrector"), case
