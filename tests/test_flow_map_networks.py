@@ -118,6 +118,16 @@ def test_precision_mode_and_weights_are_those_of_the_network_it_begins_as(kind):
     assert again is not two and type(again) is type(two)
 
 
+@pytest.mark.parametrize("make", [make_unet, make_transformer])
+def test_labels_are_whole_numbers_in_half_precision_too(make):
+    two, seen = with_two_times(make(1001).eval().to(torch.bfloat16)), []
+    two.told[0].labels.register_forward_pre_hook(lambda _, given: seen.append(given[0].tolist()))
+    told = step_features(torch.tensor([0.3, 0.7]))
+    given = (X.to(torch.bfloat16), TIMES, torch.tensor([257, 999]))
+    assert two(*given, timestep_cond=told).sample.dtype == torch.bfloat16
+    assert seen[0] == [257, 999]
+
+
 @every
 def test_a_network_is_saved_and_loaded(kind, tmp_path):
     two = stirred(with_two_times(NETWORKS[kind]().eval(), [1.0, 4.0]))
