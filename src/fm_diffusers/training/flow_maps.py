@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fm_diffusers.flow_map_networks import step_features
 from fm_diffusers.flow_maps import mean_flow_target, self_consistency_target
 from fm_diffusers.paths import GaussianPath, expand_like
 from fm_diffusers.predictions import CANONICAL, conversion
 from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.second_time import step_features
 
 
 def clock_of(path: GaussianPath, t: Tensor) -> Tensor:
