@@ -37,6 +37,7 @@ from transformers import (
 )
 
 from fm_diffusers import FlowMatchingPipeline
+from fm_diffusers.flow_map_networks import with_two_times
 from fm_diffusers.pipelines.conditions import tokenize
 from fm_diffusers.training.arguments import ImageArguments, check_output, parse, start
 from fm_diffusers.training.captions import warn_of_long
@@ -215,10 +216,12 @@ class Prompted(nn.Module):
         self.text_encoder.train(mode and learns)
         return self
 
-    def forward(self, x: Tensor, t: Tensor, tokens: Tensor, return_dict: bool) -> tuple[Tensor]:
+    def forward(
+        self, x: Tensor, t: Tensor, tokens: Tensor, return_dict: bool, **told: Tensor
+    ) -> tuple[Tensor]:
         """Return what the U-Net predicts, shape of `x`; tokens have the shape (batch, length)."""
         states = self.text_encoder(input_ids=tokens).last_hidden_state
-        return self.unet(x, t, states, return_dict=return_dict)
+        return self.unet(x, t, states, **told, return_dict=return_dict)
 
 
 def main(args: TextArguments) -> None:
@@ -242,6 +245,7 @@ def main(args: TextArguments) -> None:
         tokenizer, unet, scheduler = base.tokenizer, base.unet, base.scheduler
         text_encoder = base.text_encoder.requires_grad_(args.train_text_encoder)
 
+    unet = with_two_times(unet) if args.objective == "mean_flow" else unet
     warn_of_long(tokenizer, captions, args.streaming)
 
     def tokens_of(texts: list[str]) -> Tensor:
