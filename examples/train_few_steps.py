@@ -18,6 +18,7 @@ between states of `--num_trajectories` runs of the teacher, which are drawn firs
 `self_consistency` need their ends only, and ask the teacher for slopes during the training.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,12 +110,12 @@ class FewStepsArguments(TrainingArguments):
                 f"--num_trajectories {self.num_trajectories} are fewer than --train_batch_size "
                 f"{self.train_batch_size}: draw more, or choose a smaller batch"
             )
-        if len(self.guidance_scale) not in (1, 2) or self.guidance_scale != sorted(
-            set(self.guidance_scale)
-        ):
+        scales = self.guidance_scale
+        ascending = scales == sorted({*scales}) and all(map(math.isfinite, scales))
+        if len(scales) not in (1, 2) or not ascending:
             raise ValueError(
                 "--guidance_scale is one number, or the lowest and the highest of several, got "
-                f"{self.guidance_scale}"
+                f"{scales}"
             )
 
     @property
