@@ -33,7 +33,7 @@ from fm_diffusers.flow_maps import DERIVATIVES
 from fm_diffusers.tables import look_up
 from fm_diffusers.training.arguments import TrainingArguments, check_output, parse, start
 from fm_diffusers.training.distillation import OBJECTIVES, Distillation
-from fm_diffusers.training.flow_maps import Slope, check_slope
+from fm_diffusers.training.flow_maps import Slope, check_slope, warn_of_rounding
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.public import public
@@ -166,6 +166,7 @@ def shown_conditions(args: FewStepsArguments, teacher: FlowMatchingPipeline) -> 
 def main(args: FewStepsArguments) -> None:
     check_output(args)
     accelerator = start(args)
+    warn_of_rounding(args.objective, accelerator.mixed_precision, args.derivative)
     repo_id = create_repository(args, accelerator)
     teacher = load_teacher(args).to(accelerator.device)
     network = keep_labels(with_two_times(teacher.network, args.distilled_guidance))

@@ -49,6 +49,7 @@ from fm_diffusers.training.arguments import (
 )
 from fm_diffusers.training.checkpoints import Checkpoints, Progress
 from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, scaled
+from fm_diffusers.training.flow_maps import warn_of_rounding
 from fm_diffusers.training.held_out import HeldOut
 from fm_diffusers.training.networks import BACKBONES, NetworkArguments, keep_labels
 from fm_diffusers.training.pictures import log_picture, sample_grid
@@ -234,6 +235,7 @@ def main(
     """
     check_output(args)
     accelerator = start(args)
+    warn_of_rounding(args.objective, accelerator.mixed_precision)
     repo_id = create_repository(args, accelerator)
     script = "train_latent.py" if components else "train_mnist.py"
     base, args = adopt(args, script) if args.init_from else (None, args)

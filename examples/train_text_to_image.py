@@ -43,6 +43,7 @@ from fm_diffusers.training.arguments import ImageArguments, check_output, parse,
 from fm_diffusers.training.captions import warn_of_long
 from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, scaled
+from fm_diffusers.training.flow_maps import warn_of_rounding
 from fm_diffusers.training.networks import UNET_WIDTHS, choose_widths
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.publishing import create_repository, publish
@@ -226,6 +227,7 @@ class Prompted(nn.Module):
 
 def main(args: TextArguments) -> None:
     accelerator = start(args)
+    warn_of_rounding(args.objective, accelerator.mixed_precision)
     repo_id = create_repository(args, accelerator)
     base, args = adopt(args, "train_text_to_image.py") if args.init_from else (None, args)
     column = args.caption_column or None

@@ -1,5 +1,6 @@
 """What a flow map is trained on: exact teachers give exact targets, exact maps have no loss."""
 
+import warnings
 from typing import NamedTuple
 
 import pytest
@@ -25,6 +26,7 @@ from fm_diffusers.training.flow_maps import (
     landings,
     part_of,
     time_of,
+    warn_of_rounding,
 )
 from fm_diffusers.training.networks import BACKBONES, NetworkArguments
 from fm_diffusers.training.teachers import Guided, Runs, conditions_of, guided, moved
@@ -300,6 +302,15 @@ def test_networks_without_a_slope_at_an_end_are_refused(path, prediction, t):
     with pytest.raises(ValueError, match=f"needs a slope at t = {t}.* predicts '{prediction}'"):
         check_slope(GaussianFlowScheduler(path=path, prediction_type=prediction))
     check_slope(GaussianFlowScheduler(path=path, prediction_type="v_prediction"))
+
+
+def test_differences_in_half_precision_are_warned_of():
+    with pytest.warns(UserWarning, match="two outputs 0.01 apart in time, of which bf16 leaves"):
+        warn_of_rounding("mean_flow", "bf16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for told in (("mean_flow", "no"), ("trajectory", "bf16"), ("mean_flow", "fp16", "jvp")):
+            warn_of_rounding(*told)
 
 
 # --- on a device ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ States are :math:`y = x/(\alpha + \beta)` and times :math:`u = \alpha/(\alpha + 
 `fm_diffusers.flow_maps`; a network is fed x and its timestep, and the features of v - u.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fm_diffusers.flow_map_networks import step_features
-from fm_diffusers.flow_maps import mean_flow_target, self_consistency_target
+from fm_diffusers.flow_maps import DIFFERENCE, mean_flow_target, self_consistency_target
 from fm_diffusers.paths import GaussianPath, expand_like
 from fm_diffusers.predictions import CANONICAL, conversion
 from fm_diffusers.scheduler import GaussianFlowScheduler
@@ -80,6 +81,17 @@ def check_slope(scheduler: GaussianFlowScheduler) -> None:
                 f"{scheduler.config.path!r}, at most {MAGNIFIED} is of use: take one with another "
                 "--prediction_type, such as flow_prediction or v_prediction"
             )
+
+
+def warn_of_rounding(objective: str, precision: str, derivative: str = "difference") -> None:
+    """Warn of a derivative by differences in half precision, `precision` being Accelerate's."""
+    if (objective, derivative) == ("mean_flow", "difference") and precision in ("bf16", "fp16"):
+        warnings.warn(
+            f"--objective mean_flow takes a difference of two outputs {2 * DIFFERENCE:g} apart in "
+            f"time, of which {precision} leaves little but rounding: train with "
+            "--mixed_precision no",
+            stacklevel=2,
+        )
 
 
 def loss_of_slopes(found: Tensor, target: Tensor, power: float = 0.0) -> Tensor:
