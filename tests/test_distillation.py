@@ -24,6 +24,7 @@ from fm_diffusers.training.flow_maps import (
     check_slope,
     clock_of,
     landings,
+    loss_of_slopes,
     part_of,
     time_of,
     warn_of_rounding,
@@ -241,6 +242,16 @@ def test_a_part_of_a_batch_is_told_what_its_samples_are():
     part = part_of(whole, slice(1, 3))
     assert part.pipe == "pipe" and part.null is None
     assert part.condition.tolist() == [1, 2] and part.guidance_scale.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_samples_weigh_by_their_error_in_the_gradient_and_not_in_the_value(power):
+    found, target = torch.tensor([[1.0], [3.0]], requires_grad=True), torch.zeros(2, 1)
+    loss = loss_of_slopes(found, target, power)
+    assert loss.item() == pytest.approx(5.0)
+    (gradient,) = torch.autograd.grad(loss, found)
+    expected = [1 / 1.001**power, 3 / 9.001**power]  # 2 x / (|x|^2 + c)^p / 2
+    assert gradient.flatten().tolist() == pytest.approx(expected)
 
 
 # --- the network ---------------------------------------------------------------------------------

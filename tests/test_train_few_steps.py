@@ -145,8 +145,8 @@ def test_one_step_comes_near_to_where_the_teacher_goes(objective, distil, tmp_pa
     for weight in base.unet.parameters():
         torch.nn.init.normal_(weight, std=0.12)
     base.save_pretrained(tmp_path / "teacher")
-    flags = {"num_trajectories": 600, "trajectory_steps": 12, "train_batch_size": 32}
-    flags |= {"max_train_steps": 400, "learning_rate": 3e-3, "ema_decay": 0.98}
+    flags = {"num_trajectories": 256, "trajectory_steps": 8, "train_batch_size": 32}
+    flags |= {"max_train_steps": 150, "learning_rate": 3e-3, "ema_decay": 0.98}
     output = distil(tmp_path / "teacher", objective=objective, **flags)
     base.set_progress_bar_config(disable=True)
     asked = {"class_labels": 5 * [*range(10)], "output_type": "latent"}

@@ -95,7 +95,10 @@ def warn_of_rounding(objective: str, precision: str, derivative: str = "differen
 
 
 def loss_of_slopes(found: Tensor, target: Tensor, power: float = 0.0) -> Tensor:
-    r"""Return the mean squared error, samples weighted by :math:`1/(|\Delta|^2 + c)^p`.
+    r"""Return the mean squared error, with a gradient that weights samples by their own.
+
+    The weights are :math:`1/(|\Delta|^2 + c)^p`. The value is without them, since with p = 1 it
+    would be nearly the same whatever the network.
 
     Args:
         found: the network's slopes.
@@ -103,7 +106,8 @@ def loss_of_slopes(found: Tensor, target: Tensor, power: float = 0.0) -> Tensor:
         power: p; with 1 the few samples whose target is far off do not rule the step.
     """
     error = (found - target).square().flatten(1).mean(1)
-    return ((error.detach() + 1e-3) ** -power * error).mean()
+    weighted = ((error.detach() + 1e-3) ** -power * error).mean()
+    return weighted + (error.mean() - weighted).detach()
 
 
 def landings(u: Tensor, end: Tensor, count: int, to_data: float) -> Tensor:
