@@ -212,6 +212,7 @@ def test_what_a_configuration_cannot_mean_says_why(values, message):
         {"readout": [1.0, math.nan, 0.1, 0.2]},
         {"readout": [1.0, 0.5, 0.1]},
         {"readout": None},
+        {"rows": [[1.0, 0.5, 0.1, 0.2]]},
         {"log_snr": [1.0, -1.0]},
         {"log_snr": [math.inf, 1.0]},
         {"log_snr": [0.5]},
@@ -245,3 +246,34 @@ def test_what_a_network_is_fed_is_finite_and_distinct():
     ):
         with pytest.raises(ValueError, match=message):
             check_fed(torch.tensor(wrong))
+
+
+ROWS = [[1.0, 0.3], [0.9, 0.4, 0.1], [1.0, 0.5, 0.1, 0.2]]
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS[1:], ROWS[2:]])
+def test_a_calibration_may_fit_the_last_steps_or_all(rows):
+    fit = {"log_snr": FIT["log_snr"], "method": {}, "rows": rows}
+    check(config(calibration={"for": {}, "steps": {"3": fit}}))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        None,
+        3.0,
+        "rows",
+        [None],
+        [[1.0, 0.5]],
+        ROWS[:2],
+        ROWS[::-1],
+        [[1.0], *ROWS],
+        [*ROWS[:2], [1.0, 0.5, 0.1, math.inf]],
+        {"0": 1.0},
+    ],
+)
+def test_rows_of_a_calibration_are_those_of_the_last_steps(rows):
+    fit = {"log_snr": FIT["log_snr"], "method": {}, "rows": rows}
+    with pytest.raises(ValueError, match=r"calibration must be what calibrate\(\) made"):
+        check(config(calibration={"for": {}, "steps": {"3": fit}}))

@@ -255,9 +255,11 @@ def _raise(*args):
 # --- sigmas and sizes ----------------------------------------------------------------------------
 
 
+# the latter are equal steps, which from diffusers' pipelines would say only how many
+@pytest.mark.parametrize("sigmas", [[1.0, 0.7, 0.25], [1.0, 0.75, 0.5, 0.25]], ids=str)
 @pytest.mark.parametrize("form", [list, tuple, torch.tensor])
-def test_sigmas_say_where_the_steps_start(form):
-    pipe, sigmas = make_pipe(), [1.0, 0.7, 0.25]
+def test_sigmas_say_where_the_steps_start(form, sigmas):
+    pipe = make_pipe()
     found = draw(pipe, 0, num_inference_steps=None, sigmas=form(sigmas))
     torch.testing.assert_close(pipe.scheduler.sigmas, torch.tensor([*sigmas, 0.0]))
     by_time = draw(pipe, 0, num_inference_steps=None, timesteps=[1000 * s for s in sigmas])

@@ -199,7 +199,7 @@ NEGATIVE = Diffusion(lambda path, t, scale: torch.where(t < 0.5, -1.0, 1.0), pow
             r"Multistep: step 0 of 1, from t = 1.0 to 0.5 .* must be finite: keep times strictly",
         ),
         (
-            Calibrated(Linear(), readout=(1.0, math.nan, 0.0)),
+            Calibrated(Linear(), rows=((1.0, math.nan, 0.0),)),
             [0.0, 0.5, 1.0],
             r"Calibrated: step 1 of 2, from t = 0.5 to 1.0 .* must be finite",
         ),
@@ -221,7 +221,7 @@ def test_what_cannot_be_planned_says_why(solver, times, message):
 
 
 def test_a_calibrated_last_step_need_not_be_consistent():
-    solver = Calibrated(Linear(), readout=(0.9, 0.3, 0.2))
+    solver = Calibrated(Linear(), rows=((0.9, 0.3, 0.2),))
     assert solver.plan(torch.tensor([0.0, 0.5, 1.0]).double())[-1].row(1)[0] == 0.9
 
 

@@ -155,7 +155,8 @@ def run_ours(
     if grid is None:
         scheduler.set_timesteps(n)
     else:
-        scheduler.set_timesteps(sigmas=on_path(path, grid(n)))
+        # with the end, so that equal steps stay what they are
+        scheduler.set_timesteps(sigmas=[*on_path(path, grid(n)).tolist(), 0.0])
     x = noise * scheduler.init_noise_sigma
     assert len(scheduler.timesteps) <= nfe
     for t in scheduler.timesteps:

@@ -85,7 +85,7 @@ def run_ours(
     if grid is None:
         scheduler.set_timesteps(nfe)
     else:
-        scheduler.set_timesteps(sigmas=grid(nfe))
+        scheduler.set_timesteps(sigmas=[*grid(nfe).tolist(), 0.0])
     x = x * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         output = f(x, scheduler.to_time(t.double()))

@@ -187,7 +187,7 @@ class FlowMatchingPipeline(Operations):
             negative_prompt_embeds: likewise, in place of `negative_prompt`.
             height: of the images in pixels; by default the `sample_size` of the network.
             width: likewise.
-            sigmas: noise levels at which the steps start, in place of `timesteps`.
+            sigmas: noise levels at which the steps start, in place of `timesteps`; equal ones too.
             guider: guides this call in place of the pipeline's, instead of a `guidance_scale`.
             image: what is changed: pictures, arrays `(n, height, width, channels)` or tensors
                 `(n, channels, height, width)` in [0, 1], one for all or one for each. Then

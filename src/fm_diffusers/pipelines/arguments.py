@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.pipelines.outputs import described, shown
+from fm_diffusers.scheduler import GaussianFlowScheduler
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 #: Number of steps of a call that does not say.
@@ -148,6 +149,8 @@ def steps_of(
             f"{name} cannot be chosen for {type(scheduler).__name__}: pass "
             "num_inference_steps, or take a GaussianFlowScheduler"
         )
+    if name == "sigmas" and isinstance(scheduler, GaussianFlowScheduler):
+        numbers = [*numbers, 0.0]  # with their end they are taken as they are
     return {name: numbers}
 
 

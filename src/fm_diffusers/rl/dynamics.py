@@ -121,7 +121,7 @@ def transition(
 
     Example:
         >>> scheduler = GaussianFlowScheduler()
-        >>> scheduler.set_timesteps(sigmas=[1.0, 0.5])
+        >>> scheduler.set_timesteps(timesteps=[1000, 500])
         >>> step = transition(
         ...     scheduler, torch.ones(2, 3), scheduler.timesteps[0], torch.zeros(2, 3), "cps", 1.0
         ... )

@@ -48,16 +48,33 @@ class Contract(Configured):
             sigmas: noise levels `1 - t` (`beta/alpha` for a table and where the network is fed its
                 logarithm) at which the intervals start, descending; they are shifted and spaced
                 as the configuration says, and the end of the grid is added. A last one of 0, as
-                in `AysSchedules`, is this end.
+                in `AysSchedules`, is this end. Lists that diffusers' flow pipelines pass for any
+                n steps, equal ones from 1 to 1/n above all (`fm_diffusers.scheduling.habits`), say
+                only how many: a calibration of n steps or the grid goes before them, unless it is
+                one of diffusers' own. With the 0 at their end they are taken as they are.
             mu: the shift, where `use_dynamic_shifting` is on; else not used.
-            timesteps: the starts on the scale of the network, as they are. Beside `sigmas` they
-                are what the network is fed there.
+            timesteps: the starts on the scale of the network, as they are (but for those that LTX
+                passes for n steps). Beside `sigmas` they are what the network is fed there.
             noisy_steps: the intervals, counted from 0, on which the diffusion acts, the others
                 being steps of the ODE; None is all of them. The last one is never noisy.
 
         Raises:
             ValueError: if nothing says where to go, `mu` is missing, or the model says nothing at
                 one of the times.
+
+        Warns:
+            UserWarning: if a list goes before a calibration of as many steps, or before a grid
+                that was named.
+
+        Example:
+            >>> from fm_diffusers import GaussianFlowScheduler
+            >>> scheduler = GaussianFlowScheduler()
+            >>> scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+            >>> scheduler.sigmas
+            tensor([1.0000, 0.7895, 0.5556, 0.2941, 0.0000])
+            >>> scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25, 0.0])
+            >>> scheduler.sigmas
+            tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000])
         """
         self._plan = make_plan(
             self.config,

@@ -16,6 +16,7 @@ from fm_diffusers.diffusions import Diffusion, get_diffusion
 from fm_diffusers.grids import GRIDS, RESPACINGS, default_parameters
 from fm_diffusers.paths import PATHS, GaussianPath, Linear
 from fm_diffusers.scheduling.clock import Clock
+from fm_diffusers.scheduling.rules import fitted_rows
 from fm_diffusers.solvers import SOLVERS, Calibrated, Solver
 from fm_diffusers.tables import make
 
@@ -133,5 +134,5 @@ def calibrated(config: Any, clock: Clock, n: int | None) -> tuple[Solver, Tensor
     if found is None or now | calibration["for"] != now or make_solver(config, clock).noisy:
         return None
     method = model_kwargs(config, clock) | found["method"]
-    solver = Calibrated(**method, readout=tuple(found["readout"]))
+    solver = Calibrated(**method, rows=fitted_rows(found))
     return solver, calibrated_times(config, clock, found["log_snr"])

@@ -67,15 +67,24 @@ def _is_calibration(value: Any) -> bool:
     )
 
 
+def fitted_rows(fit: dict[str, Any]) -> tuple[tuple[float, ...], ...]:
+    """Return the fitted rows of an entry of a calibration; a `readout` is the last row alone."""
+    return tuple(map(tuple, fit["rows"] if "rows" in fit else [fit["readout"]]))
+
+
 def _is_fitted(n: str, fit: Any) -> bool:
     """Whether an entry of a calibration fits its number of steps."""
     if not n.isdecimal() or not isinstance(fit, dict) or not isinstance(fit.get("method"), dict):
         return False
-    log_snr, readout = fit.get("log_snr"), fit.get("readout")
-    if not _is_numbers(log_snr) or not _is_numbers(readout):
+    log_snr, rows = fit.get("log_snr"), fit.get("rows", [fit.get("readout")])
+    if ("rows" in fit) == ("readout" in fit) or not isinstance(rows, list | tuple) or not rows:
+        return False
+    if not all(map(_is_numbers, (log_snr, *rows))):
         return False
     rising = all(a < b for a, b in zip(log_snr, log_snr[1:], strict=False))
-    return rising and (len(log_snr), len(readout)) == (int(n) - 1, int(n) + 1)
+    # of the last steps, down to the first, which combines the sample and one slope
+    sizes = list(range(max(2, int(n) + 2 - len(rows)), int(n) + 2))
+    return rising and len(log_snr) == int(n) - 1 and list(map(len, rows)) == sizes
 
 
 def _within(low: float, high: float) -> Callable[[Any], bool]:
@@ -119,7 +128,8 @@ RULES: dict[str, Rule] = {
     "t_max": FINITE.or_none(),
     "calibration": Rule(
         "what calibrate() made, {'for': {...}, 'steps': {'n': {'log_snr': n - 1 rising numbers, "
-        "'method': {...}, 'readout': n + 1 finite numbers}}}",
+        "'method': {...}, 'rows': of the last steps, n + 1 finite numbers for the last, one fewer "
+        "for each before it}}}",
         _is_calibration,
     ).or_none(),
     "sampling_path": TEXT.or_none(),

@@ -57,6 +57,24 @@ def moved(config: Any, clock: Clock, times: Tensor, mu: float | None) -> Tensor:
     return on_path(path, path.time(-torch.log(levels))) if table else time_of_noise(path, levels)
 
 
+def unshifted(config: Any, clock: Clock, times: Tensor, mu: float | None) -> Tensor:
+    """Return the times that the shift of a configuration moves to `times`.
+
+    Raises:
+        ValueError: if the configuration also stretches times or spaces them anew.
+    """
+    if config.shift_terminal or respacing(config):
+        kind = respacing(config)
+        option = f"use_{kind}_sigmas" if kind else f"shift_terminal={config.shift_terminal}"
+        raise ValueError(
+            f"the timesteps given beside sigmas are those before the shift, and {option} leaves "
+            "no way back to them: make the scheduler without it, or keep diffusers' own grid, "
+            'grid="flow_match"'
+        )
+    shift = _dynamic_shift(config, mu) if config.use_dynamic_shifting else config.shift
+    return shift_times(clock.sampling_path, times, 1 / shift, ends=clock.ends)
+
+
 def _dynamic_shift(config: Any, mu: float | None) -> float:
     if mu is None:
         raise ValueError(

@@ -1,9 +1,12 @@
 r"""From a configuration and the arguments of `set_timesteps` to a plan.
 
 Where steps start comes from a calibration, the grid of the configuration, or the user's sigmas or
-timesteps; the end of the grid follows them.
+timesteps; the end of the grid follows them. Lists that say only how many steps are wanted
+(`habits`) give way to a calibration, and to grids that are not diffusers' own.
 """
 
+import reprlib
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from numbers import Integral
@@ -13,16 +16,21 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion, windowed
+from fm_diffusers.grids.spacing import FIXED_STARTS
 from fm_diffusers.scheduling.checks import check_fed, check_steps
 from fm_diffusers.scheduling.clock import ROUNDING, Clock
+from fm_diffusers.scheduling.habits import steps_meant
 from fm_diffusers.scheduling.parts import calibrated, ends, make_grid, make_solver
 from fm_diffusers.scheduling.plan import Plan, evaluation_times, steps_through
 from fm_diffusers.scheduling.rows import Bounds
-from fm_diffusers.scheduling.shifting import is_moved, moved
+from fm_diffusers.scheduling.shifting import is_moved, moved, unshifted
 from fm_diffusers.solvers import Solver, Step
 
 #: Rows of GRIDS whose times are those of a table.
 ON_TABLES = {"ddim", "euler_discrete", "multistep"}
+#: Rows that `from_config` takes from configurations of diffusers, so that nobody need have named
+#: them.
+FROM_THEIRS = {None, *FIXED_STARTS, "karras", "log_snr"}
 
 Numbers = Sequence[float] | Tensor
 
@@ -43,15 +51,10 @@ def make_plan(
         ValueError: if nothing says where to go, `mu` is missing, or the model says nothing at one
             of the times.
     """
-    sigmas, timesteps = _numbers("sigmas", sigmas), _numbers("timesteps", timesteps)
-    if sigmas is not None and len(sigmas) > 1 and sigmas[-1] == 0 and timesteps is None:
-        sigmas = sigmas[:-1]
+    sigmas, timesteps, ended = _lists(num_inference_steps, sigmas, timesteps)
     given = timesteps if sigmas is None else sigmas
-    if given is not None and num_inference_steps not in (None, len(given)):
-        raise ValueError(
-            f"num_inference_steps={num_inference_steps} contradicts {len(given)} sigmas or "
-            "timesteps: leave it out"
-        )
+    if given is not None and not ended and _gives_way(config, clock, sigmas, timesteps):
+        num_inference_steps, given = len(given), None
     if given is None:
         solver, starts = _laid_out(config, clock, num_inference_steps, mu)
     else:
@@ -67,12 +70,33 @@ def make_plan(
         steps = _ddim_steps(config, solver, times)
     else:
         steps = steps_through(clock, solver, times)
-    fed = clock.to_timestep(evaluation_times(steps))
-    if sigmas is not None and timesteps is not None:
-        fed = _between(clock, times, timesteps, evaluation_times(steps))
+    nodes = evaluation_times(steps)
+    if sigmas is None or timesteps is None:
+        fed = clock.to_timestep(nodes)
+    elif given is None:
+        fed = clock.to_timestep(unshifted(config, clock, nodes, mu))
+    else:
+        fed = _between(clock, times, timesteps, nodes)
     plan = Plan(clock, solver, steps, times, fed.float(), bounds_of(config), device, config.noise)
     check_fed(plan.fed[plan.start_indices])
     return plan
+
+
+def _lists(
+    n: int | None, sigmas: Numbers | None, timesteps: Numbers | None
+) -> tuple[Tensor | None, Tensor | None, bool]:
+    """Return sigmas without their end and timesteps, and whether the end was among them."""
+    sigmas, timesteps = _numbers("sigmas", sigmas), _numbers("timesteps", timesteps)
+    ended = sigmas is not None and len(sigmas) > 1 and sigmas[-1] == 0 and timesteps is None
+    sigmas = sigmas[:-1] if ended else sigmas
+    counts = [len(given) for given in (sigmas, timesteps) if given is not None]
+    if len(set(counts)) > 1:
+        raise ValueError(f"sigmas and timesteps differ in length: {counts[0]}, {counts[1]}")
+    if counts and n not in (None, counts[0]):
+        raise ValueError(
+            f"num_inference_steps={n} contradicts {counts[0]} sigmas or timesteps: leave it out"
+        )
+    return sigmas, timesteps, ended
 
 
 def _numbers(name: str, given: Numbers | None) -> Tensor | None:
@@ -86,6 +110,24 @@ def _numbers(name: str, given: Numbers | None) -> Tensor | None:
     if values is None or values.ndim != 1:
         raise ValueError(f"{name} must be a list of numbers, got {given!r}")
     return values
+
+
+def _gives_way(config: Any, clock: Clock, sigmas: Tensor | None, timesteps: Tensor | None) -> bool:
+    """Whether a calibration or the grid goes before a list; warn where neither has an effect."""
+    given = timesteps if sigmas is None else sigmas
+    fitted = calibrated(config, clock, len(given)) is not None
+    if steps_meant(sigmas, timesteps, clock.num_train_timesteps) is not None:
+        return fitted or config.grid not in FIXED_STARTS
+    if fitted or config.grid not in FROM_THEIRS:
+        name = "timesteps" if sigmas is None else "sigmas"
+        unused = f"the calibration of {len(given)} steps" if fitted else f"grid={config.grid!r}"
+        warnings.warn(
+            f"{name}={reprlib.repr(given.tolist())} say where the steps start, {unused} has no "
+            "effect on this run: pass num_inference_steps for it, or sigmas that end with 0 for "
+            "these steps",
+            stacklevel=4,
+        )
+    return False
 
 
 def _window(solver: Solver, times: Tensor, noisy_steps: Sequence[int]) -> Diffusion:
@@ -185,8 +227,6 @@ def _ddim_steps(config: Any, solver: Solver, times: Tensor) -> tuple[Step, ...]:
 def _between(clock: Clock, times: Tensor, fed: Tensor, nodes: Tensor) -> Tensor:
     """Return what the network is fed at nodes, linear between what is given for the starts."""
     count = len(times) - 1
-    if len(fed) != count:
-        raise ValueError(f"sigmas and timesteps differ in length: {count}, {len(fed)}")
     fed = torch.cat([fed, clock.to_timestep(times[-1:])])
     cell = (torch.searchsorted(times, nodes, right=True) - 1).clamp(0, count - 1)
     share = (nodes - times[cell]) / (times[cell + 1] - times[cell])

@@ -1,13 +1,13 @@
-r"""A multistep method whose last step reads out everything that the model said on the way.
+r"""A multistep method that was fitted to a model: its last steps, or all, have own weights.
 
-Whatever linear method made the samples, the last one is a combination of the sample before it and
-of all slopes,
+Whatever linear method made the samples, every one is a combination of the sample before it and of
+all slopes so far,
 
-.. math:: \frac{x_N}{S_N} = c\, \frac{x_{N-1}}{S_{N-1}} + \sum_{j=0}^{N-1} w_j k_{N-1-j},
+.. math:: \frac{x_{n+1}}{S_{n+1}} = c_n \frac{x_n}{S_n} + \sum_{j=0}^{n} w_{nj} k_{n-j},
           \qquad S = \alpha + \beta,
 
-and a polynomial through the last few of them is but one choice of c and w. For few steps a better
-one follows from the model's own converged samples by least squares (`fm_diffusers.calibration`).
+and a polynomial through the last few of them is but one choice of c and w. For few steps better
+ones follow from the model's own converged samples by least squares (`fm_diffusers.calibration`).
 """
 
 from collections.abc import Iterator
@@ -21,29 +21,33 @@ from fm_diffusers.solvers.steps import Step, Weights
 
 @dataclass(frozen=True)
 class Calibrated(Multistep):
-    """A multistep method with a read-out of its own in the last step; see the module.
+    """A multistep method with rows of its own in the last steps; see the module.
 
     Attributes:
-        readout: :math:`c, w_0, w_1, \\dots`, as many as the grid has steps and one. A loop that
-            begins on the way has not seen all slopes and ends as the method does.
+        rows: :math:`c, w_0, w_1, \\dots` of the last steps of the grid, each with as many weights
+            of slopes as the grid has steps until its end. A loop that begins on the way has not
+            seen all slopes, and every step of it is the method's.
     """
 
-    readout: Weights = ()
+    rows: tuple[Weights, ...] = ()
 
     def constant(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        # a fitted last step need not carry a constant slope exactly
-        factor, weight = super().constant(t, s)
-        return factor[:-1], weight[:-1]
+        # fitted steps need not carry a constant slope exactly
+        return tuple(weights[: len(t) - len(self.rows)] for weights in super().constant(t, s))
 
     def steps(self, grid: Tensor) -> Iterator[Step]:  # noqa: D102
-        *before, last = super().steps(grid)
-        if len(self.readout) != len(grid):
+        first = len(grid) - 1 - len(self.rows)
+        sizes = [len(row) for row in self.rows]
+        if sizes != list(range(first + 2, len(grid) + 1)):
             raise ValueError(
-                f"a read-out of {len(self.readout)} weights is for a grid of "
-                f"{len(self.readout) - 1} steps, got one of {len(grid) - 1}"
+                f"rows of {sizes} weights are for the last steps of a grid of "
+                f"{max(sizes, default=1) - 1}, each with one more than the one before, got a "
+                f"grid of {len(grid) - 1}"
             )
-        yield from before
-        size, size_end = ((c.alpha + c.beta).item() for c in map(self.path, grid[-2:]))
-        row = (self.readout[0] * size_end / size, *(size_end * w for w in self.readout[1:]))
-        own = tuple(last.row(past) for past in range(len(grid) - 2))
-        yield last._replace(rows=(*own, row))
+        size = [(c.alpha + c.beta).item() for c in map(self.path, grid)]
+        for n, step in enumerate(super().steps(grid)):
+            if n >= first:
+                c, *weights = self.rows[n - first]
+                row = (c * size[n + 1] / size[n], *(size[n + 1] * w for w in weights))
+                step = step._replace(rows=(*map(step.row, range(n)), row))
+            yield step

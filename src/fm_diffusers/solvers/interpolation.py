@@ -82,7 +82,7 @@ def integrals(
             _log_snr_of_noise(_log_noise(stop)[:, None] - ratio * (1 - _NODES)),
         )
         measure = torch.where(whole, 1.0, -ratio * w) * _GAUSS_WEIGHTS
-    return (_lagrange(value(places), value(at)) * measure[:, None]).sum(-1)
+    return (lagrange(value(places), value(at)) * measure[:, None]).sum(-1)
 
 
 def _two_values(
@@ -128,7 +128,7 @@ def finite(values: Tensor) -> Tensor:
     return values.isfinite().long().cumprod(1).sum(1).clamp(min=1)
 
 
-def _lagrange(nodes: Tensor, q: Tensor) -> Tensor:
+def lagrange(nodes: Tensor, q: Tensor) -> Tensor:
     """Return the Lagrange polynomials of the nodes `(n, p)` at `q` `(n, m)`, `(n, p, m)`."""
     p = nodes.shape[1]
     basis = []
