@@ -166,7 +166,7 @@ def test_a_pipeline_draws_an_image_whatever_its_batch():
     pipe.scheduler = GaussianFlowScheduler.from_config(pipe.scheduler.config, diffusion="beta")
     pipe.set_progress_bar_config(disable=True)
 
-    def draw(seeds, n=4):
+    def draw(seeds, n=8):
         generators = [seeded(seed) for seed in seeds]
         kwargs = {"generator": generators, "num_inference_steps": n, "output_type": "latent"}
         return pipe(batch_size=len(seeds), **kwargs, return_dict=False)[0]

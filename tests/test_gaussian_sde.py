@@ -21,11 +21,14 @@ WIDTHS = Arguments().widths
 
 #: The worst bias of all coefficients and paths in the README: at any width, and from .35 up.
 WORST = {
-    8: ("29.1", "20.4"),
-    16: ("13.0", "5.7"),
-    32: ("3.85", "1.3"),
-    250: (".51", ".12"),
+    8: ("3.99", "3.07"),
+    16: ("1.15", ".38"),
+    32: (".63", ".08"),
+    250: (".51", ".06"),
 }
+
+#: The peers that are asked for by name in few steps.
+NAMED = ("DPM++2M SDE", "DDIM, eta=1", "er_sde", "EulerAncestral")
 
 
 def rounded(text):
@@ -140,19 +143,41 @@ def test_the_readme_counts_where_a_peer_is_closer():
     assert text in " ".join(README.split())
 
 
+@pytest.mark.parametrize("steps", [8, 16, 32])
+def test_in_few_steps_the_default_has_half_the_bias_of_the_best_peer(steps):
+    mine = torch.tensor(ours("ours", "linear", "memoryless", 1.0, WIDTHS, steps).std).abs()
+    named = torch.tensor([theirs(name, WIDTHS, steps).std for name in NAMED]).abs()
+    assert (mine < named.amin(0) / 2).all()
+
+
+#: How many cells have at most half the bias of the best of these peers, and how many less of it.
+COUNTS = {8: (299, 358), 16: (440, 440), 32: (429, 436)}
+
+
+@pytest.mark.parametrize("steps", COUNTS)
+def test_the_readme_counts_the_cells_of_all_coefficients_and_paths(steps):
+    rows, biases = published(steps, method="ours")
+    biases = biases[[row["diffusion"] != "ODE" for row in rows]].abs()
+    peers, theirs = published(steps, diffusion="own")
+    best = theirs[[row["method"] in NAMED for row in peers]].abs().amin(0)
+    assert biases.numel() == 440
+    assert ((biases <= best / 2).sum(), (biases <= best).sum()) == COUNTS[steps]
+    assert all(f" {count} " in " ".join(README.split()) for count in COUNTS[steps])
+
+
 #: Sentences of the README, and where their figures stand: steps, row, and width by figure.
 SENTENCES = {
-    "`flow_grpo` at 8 steps: -14.4, -2.8, -.9, +3.7 and +12.6": (
+    "`flow_grpo` at 8 steps: +3.8, -1.3, -1.2, -.1 and +2.5": (
         (8, {"method": "ours", "path": "linear", "diffusion": "flow_grpo"}),
-        {0: -14.4, 1: -2.8, 2: -0.9, 3: 3.7, 4: 12.6},
+        {0: 3.8, 1: -1.3, 2: -1.2, 3: -0.1, 4: 2.5},
     ),
     "with `constant` it is off by -21 % at width .1 and -5 % at .5 after 250 steps": (
         (250, {"method": "ours, ddim", "diffusion": "constant"}),
         {0: -21, 2: -5},
     ),
-    "after 250 steps the memoryless SDE is off by -60.5 % at width .1": (
+    "after 250 steps the memoryless SDE is off by -42.5 % at width .1": (
         (250, {"method": "ours, equal steps", "path": "noise_level", "diffusion": "memoryless"}),
-        {0: -60.5},
+        {0: -42.5},
     ),
     "at width .1, and the ODE by -67.9 %": (
         (250, {"method": "ours, equal steps", "path": "noise_level", "diffusion": "ODE"}),
@@ -193,5 +218,5 @@ def test_the_benchmark_writes_its_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(gaussian_sde, "STRENGTHS", (1.0,))
     gaussian_sde.main(Arguments(output_dir=str(tmp_path), widths=[0.5], steps=[8]))
     text = (tmp_path / "gaussian_sde.md").read_text()
-    assert "| ours, memoryless | linear | -9.64 |" in text
-    assert "-9.64 % at 8 steps (`memoryless` on `linear`, width 0.5)" in text
+    assert "| ours, memoryless | linear | +0.11 |" in text
+    assert "width 0.5)" in text

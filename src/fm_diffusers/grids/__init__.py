@@ -35,22 +35,24 @@ from fm_diffusers.grids.spacing import (
     multistep,
 )
 
-#: The default grid: `logistic`, with these parameters for the ODE by the number of steps up to
-#: which they hold, and for SDEs. Measured (`benchmarks/`): few steps must not be spent on the last
-#: details; noise is put back until the end, so that an SDE needs more steps near the data.
+#: The default grid: `logistic`, with these parameters by the number of steps up to which they
+#: hold, for the ODE and for SDEs. Measured (`benchmarks/`): few steps must not be spent on the
+#: last details; noise is put back until the end, so that an SDE needs more steps near the data.
 ODE_PARAMETERS = {
     6: {"shift": 1.25, "scale": 1.0},
     12: {"scale": 1.1},
     math.inf: {"scale": 1.4},
 }
-SDE_PARAMETERS = {"shift": 0.7, "scale": 1.2}
+SDE_PARAMETERS = {
+    6: {"shift": 0.7, "scale": 1.2},
+    math.inf: {"shift": 0.5},
+}
 
 
 def default_parameters(n: int, noisy: bool) -> dict[str, float]:
     """Return the parameters of `logistic` that make the default grid of `n` steps."""
-    if noisy:
-        return SDE_PARAMETERS
-    return next(parameters for most, parameters in ODE_PARAMETERS.items() if n <= most)
+    table = SDE_PARAMETERS if noisy else ODE_PARAMETERS
+    return next(parameters for most, parameters in table.items() if n <= most)
 
 
 #: The grids by their names in a saved configuration. An entry is a function with this signature,

@@ -63,7 +63,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
         solver_type="bh2",
         lower_order_final=True,
     ),
-    "predictor_corrector": partial(Multistep, corrector=None, lower_order_final=None),
+    "predictor_corrector": partial(Multistep, corrector=None, lower_order_final=None, fitted=None),
     "euler_maruyama": EulerMaruyama,
     "stochastic_heun": StochasticHeun,
 }
