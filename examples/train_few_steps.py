@@ -94,11 +94,16 @@ class FewStepsArguments(TrainingArguments):
         },
     )
     label_dropout: float = field(default=0.1, metadata={"help": "As in the first training."})
+    num_train_epochs: int | None = field(
+        default=None, metadata={"help": "By default 40: each takes one other step of every run."}
+    )
     train_batch_size: int = 64
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.max_train_steps is None and self.num_train_epochs is None:
+            self.num_train_epochs = 40
         look_up("--objective", dict.fromkeys(OBJECTIVES), self.objective)
         look_up("--derivative", DERIVATIVES, self.derivative)
         check_share(self.validation_split)
