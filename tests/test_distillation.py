@@ -56,7 +56,7 @@ def test_pairs_of_states_of_a_run_have_the_exact_average_slope(path, prediction)
     for i, number in enumerate(numbers):
         one = [value[i : i + 1].double() for value in (y, start, stop)]
         off = found[i : i + 1] - exact_average_slope(GAUSSIANS[number])(*one)
-        assert ((one[2] - one[1]) * off).abs().max() < 1e-3  # that of the solver in 25 steps
+        assert ((one[2] - one[1]) * off).abs().max() < 3e-3  # the solver is off by half of it
 
 
 def test_a_guided_teacher_has_the_slope_that_guidance_says():
