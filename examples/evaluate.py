@@ -19,7 +19,7 @@ import json
 import time
 from collections import ChainMap
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,12 @@ class EvaluationArguments:
     max_real_images: int = field(default=40_000, metadata={"help": "Of each split."})
     num_samples: int = 500
     batch_size: int = 250
-    solvers: list[str] = field(
-        default_factory=lambda: ["predictor_corrector"], metadata={"choices": SOLVERS}
+    solvers: list[str] | None = field(
+        default=None,
+        metadata={
+            "choices": SOLVERS,
+            "help": "By default predictor_corrector, of a flow map flow_map.",
+        },
     )
     diffusions: list[str] = field(
         default_factory=lambda: ["none", "memoryless"],
@@ -70,7 +74,9 @@ class EvaluationArguments:
             "help": "Coefficients of the noise, `none` is the ODE.",
         },
     )
-    num_inference_steps: list[int] = field(default_factory=lambda: [4, 10, 20, 50])
+    num_inference_steps: list[int] | None = field(
+        default=None, metadata={"help": "By default 4 10 20 50, of a flow map 1 2 4."}
+    )
     guidance_scales: list[float] = field(default_factory=lambda: [1.0])
     num_likelihood_images: int = field(default=100, metadata={"help": "0 leaves this part out."})
     likelihood_steps: int = field(default=20, metadata={"help": "Of RK4, four evaluations each."})
@@ -161,6 +167,14 @@ def load_all(args: EvaluationArguments, pipe: FlowMatchingPipeline) -> list[Real
     held_out = known[half[1]] if args.test_split is None else load(args, pipe, args.test_split)
     known = known[half[0]] if args.test_split is None else known
     return [known, *(held_out[part] for part in torch.arange(len(held_out.images)).chunk(2))]
+
+
+def completed(args: EvaluationArguments, pipe: FlowMatchingPipeline) -> EvaluationArguments:
+    """Return the arguments with the solver and the numbers of steps that fit the pipeline."""
+    is_map = pipe.scheduler.config.get("solver") == "flow_map"
+    solver, steps = ("flow_map", [1, 2, 4]) if is_map else ("predictor_corrector", [4, 10, 20, 50])
+    given = (args.solvers or [solver], args.num_inference_steps or steps)
+    return replace(args, solvers=given[0], num_inference_steps=given[1])
 
 
 def schedulers(
@@ -277,6 +291,7 @@ def main(args: EvaluationArguments) -> dict[str, Any]:
     """Print the table, write it with its picture and return it."""
     folder = results(args)
     pipe = FlowMatchingPipeline.from_pretrained(args.model)
+    args = completed(args, pipe)
     known, compared, further = load_all(args, pipe)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)

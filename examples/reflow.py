@@ -17,25 +17,25 @@ Rectified Flow", https://arxiv.org/abs/2209.03003.
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset, random_split
+from torch.utils.data import DataLoader, TensorDataset
 from train_mnist import train
 
-from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
+from fm_diffusers import FlowMatchingPipeline
+from fm_diffusers.flow_map_networks import is_of_two_times
 from fm_diffusers.pipelines.conditions import Asked
 from fm_diffusers.predictions import convert
 from fm_diffusers.training.arguments import check_output, parse, start
 from fm_diffusers.training.flow import LossArguments, flow_loss
-from fm_diffusers.training.held_out import HeldOut, held_out_share
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.public import public
 from fm_diffusers.training.publishing import create_repository, publish
+from fm_diffusers.training.teachers import as_ode, check_share, classes_in_turn, split_held_out
 from fm_diffusers.training.tuning import network_of
 
 
@@ -53,11 +53,7 @@ class ReflowArguments(LossArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.validation_split is not None and held_out_share(self.validation_split) is None:
-            raise ValueError(
-                f"--validation_split {self.validation_split}: pairs are drawn and have no splits, "
-                "hold out a share of them, such as 0.1"
-            )
+        check_share(self.validation_split)
         if self.num_pairs < self.train_batch_size:
             raise ValueError(
                 f"--num_pairs {self.num_pairs} are fewer than --train_batch_size "
@@ -76,6 +72,11 @@ def load(model: str) -> FlowMatchingPipeline:
         raise ValueError(
             f"{model} takes prompts: a flow of classes, or without a condition, is straightened"
         )
+    if is_of_two_times(pipe.network):
+        raise ValueError(
+            f"{model} is a flow map, which draws in one evaluation as it is: straighten the flow "
+            "that it was trained from"
+        )
     if pipe.scheduler.config.path != "linear":
         raise ValueError(
             f"{model} is a flow on the path {pipe.scheduler.config.path!r}: straight lines are "
@@ -86,18 +87,7 @@ def load(model: str) -> FlowMatchingPipeline:
             f"{model} predicts {pipe.scheduler.config.prediction_type!r}, which has no velocity "
             "at the noise: train it with another --prediction_type"
         )
-    pipe.scheduler = GaussianFlowScheduler.from_config(
-        pipe.scheduler.config, diffusion=None, calibration=None
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def asked(pipe: FlowMatchingPipeline, count: int, first: int = 0) -> dict[str, Any]:
-    """Return what `count` samples are asked for: every class in turn."""
-    if not pipe.num_classes:
-        return {"batch_size": count}
-    return {"class_labels": [i % pipe.num_classes for i in range(first, first + count)]}
+    return as_ode(pipe)
 
 
 def draw_pairs(
@@ -110,7 +100,7 @@ def draw_pairs(
     for first in range(0, share, args.sample_batch_size):
         count = min(args.sample_batch_size, share - first)
         eps = pipe.prepare_latents(count, generator, None)
-        labels = asked(pipe, count, first)
+        labels = classes_in_turn(pipe, count, first)
         z = pipe(
             **labels, latents=eps, num_inference_steps=args.pair_steps, output_type="latent"
         ).images
@@ -139,7 +129,7 @@ def measure(
 ) -> dict[str, float]:
     """Return the straightness of a flow, and how far few Euler steps end from `many`."""
     eps = pipe.prepare_latents(count, torch.Generator().manual_seed(seed), None)
-    labels = pipe.encode_condition(Asked(**asked(pipe, count)))
+    labels = pipe.encode_condition(Asked(**classes_in_turn(pipe, count)))
     end, way = euler(pipe, eps, labels, many)
     figures = {"straightness": (end - eps - way).square().mean().item()}
     for steps in (1, 2, 4, 8):
@@ -156,12 +146,8 @@ def main(args: ReflowArguments) -> None:
     args.check_bounds(pipe.scheduler)
     null = pipe.config.null_label
     before = measure(pipe, args.seed + 1)
-    pairs, held_out = draw_pairs(pipe, args, accelerator), None
-    if args.validation_split is not None:
-        share = held_out_share(args.validation_split)
-        generator = torch.Generator().manual_seed(args.seed)
-        pairs, kept = random_split(pairs, [1 - share, share], generator)
-        held_out = HeldOut(kept, None, args.train_batch_size, args.seed)
+    split = (args.validation_split, args.train_batch_size, args.seed)
+    pairs, held_out = split_held_out(draw_pairs(pipe, args, accelerator), *split)
 
     def loss_of(network: nn.Module, batch: list[Tensor]) -> Tensor:
         eps, z, label = batch
@@ -172,7 +158,7 @@ def main(args: ReflowArguments) -> None:
         return flow_loss(args, pipe.scheduler, network, z, eps, condition)
 
     def draw(network: nn.Module) -> Image.Image:
-        shown = asked(pipe, 4 * min(pipe.num_classes, 10) or 40)
+        shown = classes_in_turn(pipe, 4 * min(pipe.num_classes, 10) or 40)
         return sample_grid(network_of(pipe, network), stochastic=False, **shown)
 
     loader = DataLoader(pairs, args.train_batch_size, shuffle=True, drop_last=True)
@@ -185,7 +171,7 @@ def main(args: ReflowArguments) -> None:
         teacher = public(args.model)
         figures = {"straightened from": teacher, "coupling": "reflow"} | figures | rows
         figures["measured on"] = "64 trajectories of 200 Euler steps"
-        dataset, shown = f"samples of {teacher}", asked(pipe, max(pipe.num_classes, 1))
+        dataset, shown = f"samples of {teacher}", classes_in_turn(pipe, max(pipe.num_classes, 1))
         publish(args, straight, draw(outcome[0]), figures, dataset, repo_id, shown)
     accelerator.end_training()
 

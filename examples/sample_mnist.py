@@ -29,8 +29,12 @@ class SamplingArguments:
 
     model: str = field(metadata={"help": "A saved pipeline: a folder or a Hub id."})
     output_dir: str | None = field(default=None, metadata={"help": "By default the model folder."})
-    ode_steps: int = 20
-    sde_steps: int = 50
+    ode_steps: int | None = field(
+        default=None, metadata={"help": "By default 20, of a flow map 1."}
+    )
+    sde_steps: int | None = field(
+        default=None, metadata={"help": "By default 50, of a flow map 4."}
+    )
     diffusion: str = field(
         default="memoryless", metadata={"choices": DIFFUSIONS, "help": "Coefficient of the SDE."}
     )

@@ -18,24 +18,22 @@ between states of `--num_trajectories` runs of the teacher, which are drawn firs
 `self_consistency` need their ends only, and ask the teacher for slopes during the training.
 """
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from train_mnist import train
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
-from fm_diffusers.flow_map_networks import with_two_times
-from fm_diffusers.flow_maps import DERIVATIVES, trajectory_target
-from fm_diffusers.paths import expand_like
+from fm_diffusers.flow_map_networks import distilled_guidance, with_two_times
+from fm_diffusers.flow_maps import DERIVATIVES
 from fm_diffusers.tables import look_up
 from fm_diffusers.training.arguments import TrainingArguments, check_output, parse, start
-from fm_diffusers.training.flow_maps import MapObjective, Slope, check_slope, loss_of_slopes
+from fm_diffusers.training.distillation import OBJECTIVES, Distillation
+from fm_diffusers.training.flow_maps import Slope, check_slope, warn_of_rounding
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.public import public
@@ -46,12 +44,11 @@ from fm_diffusers.training.teachers import (
     check_share,
     classes_in_turn,
     conditions_of,
+    guided,
+    prompts_of,
     split_held_out,
-    teacher_slope,
 )
 from fm_diffusers.training.tuning import network_of
-
-OBJECTIVES = ("trajectory", "mean_flow", "self_consistency")
 
 
 @dataclass
@@ -73,7 +70,14 @@ class FewStepsArguments(TrainingArguments):
         default=None,
         metadata={"help": "For a teacher that takes text: a file, one prompt a line."},
     )
-    num_trajectories: int = field(default=8_000, metadata={"help": "Runs that are drawn first."})
+    num_trajectories: int = field(
+        default=8_000,
+        metadata={
+            "help": "Runs that are drawn first. Their states are kept in memory, of 28x28 images "
+            "3 KB each: 0.33 GB for 8,000 runs of 12 steps, and twice that at the end of the "
+            "drawing; mean_flow and self_consistency keep two of each run."
+        },
+    )
     trajectory_steps: int = field(default=12, metadata={"help": "Steps of each."})
     sample_batch_size: int = 250
     to_data: float = field(
@@ -90,11 +94,16 @@ class FewStepsArguments(TrainingArguments):
         },
     )
     label_dropout: float = field(default=0.1, metadata={"help": "As in the first training."})
+    num_train_epochs: int | None = field(
+        default=None, metadata={"help": "By default 40: each takes one other step of every run."}
+    )
     train_batch_size: int = 64
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.max_train_steps is None and self.num_train_epochs is None:
+            self.num_train_epochs = 40
         look_up("--objective", dict.fromkeys(OBJECTIVES), self.objective)
         look_up("--derivative", DERIVATIVES, self.derivative)
         check_share(self.validation_split)
@@ -106,12 +115,12 @@ class FewStepsArguments(TrainingArguments):
                 f"--num_trajectories {self.num_trajectories} are fewer than --train_batch_size "
                 f"{self.train_batch_size}: draw more, or choose a smaller batch"
             )
-        if len(self.guidance_scale) not in (1, 2) or self.guidance_scale != sorted(
-            set(self.guidance_scale)
-        ):
+        scales = self.guidance_scale
+        ascending = scales == sorted({*scales}) and all(map(math.isfinite, scales))
+        if len(scales) not in (1, 2) or not ascending:
             raise ValueError(
                 "--guidance_scale is one number, or the lowest and the highest of several, got "
-                f"{self.guidance_scale}"
+                f"{scales}"
             )
 
     @property
@@ -123,25 +132,31 @@ class FewStepsArguments(TrainingArguments):
 
 
 def load_teacher(args: FewStepsArguments) -> FlowMatchingPipeline:
-    """Return the teacher.
+    """Return the teacher: by the default solver from noise to data, whatever it was saved with.
 
     Raises:
         ValueError: if it has no flow map, or no guidance of the scale that is asked for.
     """
-    pipe = as_ode(FlowMatchingPipeline.from_pretrained(args.model))
+    pipe, scale = FlowMatchingPipeline.from_pretrained(args.model), args.distilled_guidance
+    if (learned := distilled_guidance(pipe.network)) is not None:
+        raise ValueError(
+            f"{args.model} has learned guidance_scale={learned} itself: name its own teacher"
+        )
+    if pipe.guider is not None:
+        raise ValueError(
+            f"{args.model} has a guider, {type(pipe.guider).__name__}, which is not learned: save "
+            "it with pipe.guider = None, and say --guidance_scale"
+        )
+    as_ode(pipe, solver="predictor_corrector", grid=None, sampling_path=None)
     check_slope(pipe.scheduler)
     if pipe.scheduler.path.coupled:
         raise ValueError(f"{args.model} was trained with coupled noise: it has no guided slopes")
-    if args.distilled_guidance is not None and pipe.takes == "nothing":
-        raise ValueError(f"--guidance_scale {args.guidance_scale}: {args.model} has no condition")
-    if (
-        args.distilled_guidance is not None
-        and pipe.takes == "labels"
-        and pipe.config.null_label is None
-    ):
+    labels = pipe.takes == "labels" and pipe.config.null_label is None
+    if scale is not None and (labels or pipe.takes == "nothing"):
         raise ValueError(
-            f"--guidance_scale {args.guidance_scale}: {args.model} has no label for 'no class', "
-            "from which guidance leads away; leave it out"
+            f"--guidance_scale {scale}: {args.model} has no "
+            + ("label for 'no class', from which guidance leads away" if labels else "condition")
+            + "; leave it out"
         )
     return pipe
 
@@ -149,105 +164,45 @@ def load_teacher(args: FewStepsArguments) -> FlowMatchingPipeline:
 def shown_conditions(args: FewStepsArguments, teacher: FlowMatchingPipeline) -> dict[str, Any]:
     """Return what pictures show: four of each of ten classes, or of ten prompts."""
     if args.prompts is not None:
-        return {"prompt": 4 * Path(args.prompts).read_text().split("\n")[:10]}
+        return {"prompt": 4 * prompts_of(args.prompts)[:10]}
     return classes_in_turn(teacher, 4 * min(teacher.num_classes, 10) or 40)
-
-
-def random_pairs(u: Tensor, to_data: float) -> tuple[Tensor, Tensor]:
-    """Return the numbers of two nodes of every run, where steps begin and land.
-
-    Pairs are drawn by their distance: long steps have more to learn.
-
-    Args:
-        u: times of the nodes, shape `(batch, nodes)`.
-        to_data: share that land at the last node.
-    """
-    nodes = u.shape[1]
-    length = (u[:, None, :] - u[:, :, None]).clamp(min=0)  # from, to
-    at_end = torch.rand(len(u), device=u.device) < to_data
-    last = torch.arange(nodes, device=u.device) == nodes - 1
-    weight = torch.where(at_end[:, None, None] & ~last, 0.0, length)
-    pair = torch.multinomial(weight.flatten(1), 1)[:, 0]
-    return pair // nodes, pair % nodes
-
-
-def trajectory_loss(
-    args: FewStepsArguments,
-    slope: Slope,
-    states: Tensor,
-    u: Tensor,
-    exact: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Return the loss on pairs of states, and on the slope itself for `--slope_share` of them."""
-    a, b = random_pairs(u, args.to_data)
-    each, count = torch.arange(len(u), device=u.device), round(args.slope_share * len(u))
-    y, start, stop = states[each, a], u[each, a], u[each, b]
-    target = trajectory_target(y, states[each, b], start, stop)
-    if count:
-        target[:count] = exact(y, start)[:count]
-        stop = torch.cat([start[:count], stop[count:]])
-    return loss_of_slopes(slope(y, start, stop), target)
-
-
-def without_trajectory_loss(
-    args: FewStepsArguments,
-    slope: Slope,
-    states: Tensor,
-    u: Tensor,
-    exact: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Return the loss at states between new noise and the ends of the runs."""
-    first, last = u[:, 0], u[:, -1]
-    between = first + (last - first) * torch.rand_like(first)
-    y = torch.lerp(
-        torch.randn_like(states[:, -1]), states[:, -1], expand_like(between, states[:, -1])
-    )
-    learn = MapObjective(args.objective, 1 - args.slope_share, args.to_data, args.derivative)
-    return learn(slope, y, between, exact(y, between), conditional=False)
 
 
 def main(args: FewStepsArguments) -> None:
     check_output(args)
     accelerator = start(args)
+    warn_of_rounding(args.objective, accelerator.mixed_precision, args.derivative)
     repo_id = create_repository(args, accelerator)
-    teacher = load_teacher(args)
-    teacher = teacher.to(accelerator.device)
+    teacher = load_teacher(args).to(accelerator.device)
+    network = keep_labels(with_two_times(teacher.network, args.distilled_guidance))
+    scheduler = GaussianFlowScheduler.from_config(teacher.scheduler.config, solver="flow_map")
     conditions = conditions_of(teacher, args.prompts)
     scales = (args.guidance_scale[0], args.guidance_scale[-1])
     drawn = (args.num_trajectories, args.trajectory_steps, scales, args.label_dropout)
-    runs = Runs(*drawn, args.sample_batch_size, args.seed).draw(teacher, conditions, accelerator)
+    runs = Runs(*drawn, args.sample_batch_size, args.seed, args.objective != "trajectory")
     split = (args.validation_split, args.train_batch_size, args.seed)
-    trained, held_out = split_held_out(runs, *split)
-    scheduler = GaussianFlowScheduler.from_config(teacher.scheduler.config, solver="flow_map")
-
-    loss = trajectory_loss if args.objective == "trajectory" else without_trajectory_loss
+    trained, held_out = split_held_out(runs.draw(teacher, conditions, accelerator), *split)
+    learn = Distillation(args.objective, args.slope_share, args.to_data, args.derivative)
+    chooses = len(args.guidance_scale) == 2
 
     def loss_of(network: nn.Module, batch: list[Tensor]) -> Tensor:
         states, u, numbers, scale = batch
-        told = scale if len(args.guidance_scale) == 2 else None
-        slope = Slope(network, scheduler, conditions[numbers], told)
-
-        def exact(y: Tensor, u: Tensor) -> Tensor:
-            null = None if scales == (1.0, 1.0) else torch.full_like(numbers, conditions.null)
-            without = None if null is None else conditions[null]
-            return teacher_slope(teacher, y, u, conditions[numbers], without, scale)
-
-        return loss(args, slope, states, u, exact)
+        slope = Slope(network, scheduler, conditions[numbers], scale if chooses else None)
+        exact = guided(teacher, conditions, numbers, scale if runs.guides else None)
+        return learn(slope, exact, states, u)
 
     def pipeline(network: nn.Module) -> FlowMatchingPipeline:
         return network_of(teacher, network, scheduler=scheduler)
 
     shown = shown_conditions(args, teacher)
-    chosen = {"guidance_scale": scales[1]} if len(args.guidance_scale) == 2 else {}
+    chosen = {"guidance_scale": scales[1]} if chooses else {}
 
     def draw(network: nn.Module) -> Image.Image:
         return sample_grid(pipeline(network), **shown, **chosen)
 
-    network = keep_labels(with_two_times(teacher.network, args.distilled_guidance)).train()
     loader = DataLoader(trained, args.train_batch_size, shuffle=True, drop_last=True)
-    outcome = train(
-        args, accelerator, network.requires_grad_(True), loader, loss_of, draw, held_out
-    )
+    network = network.requires_grad_(True).train()
+    outcome = train(args, accelerator, network, loader, loss_of, draw, held_out)
     if outcome is not None and accelerator.is_main_process:
         student, figures = pipeline(outcome[0]), outcome[1]
         told = {"teacher": public(args.model), "objective": args.objective}

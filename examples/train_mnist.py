@@ -49,8 +49,9 @@ from fm_diffusers.training.arguments import (
 )
 from fm_diffusers.training.checkpoints import Checkpoints, Progress
 from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, scaled
+from fm_diffusers.training.flow_maps import warn_of_rounding
 from fm_diffusers.training.held_out import HeldOut
-from fm_diffusers.training.networks import BACKBONES, NetworkArguments
+from fm_diffusers.training.networks import BACKBONES, NetworkArguments, keep_labels
 from fm_diffusers.training.pictures import log_picture, sample_grid
 from fm_diffusers.training.publishing import create_repository, publish, say_finished
 from fm_diffusers.training.splits import hold_out, load_data
@@ -234,6 +235,7 @@ def main(
     """
     check_output(args)
     accelerator = start(args)
+    warn_of_rounding(args.objective, accelerator.mixed_precision)
     repo_id = create_repository(args, accelerator)
     script = "train_latent.py" if components else "train_mnist.py"
     base, args = adopt(args, script) if args.init_from else (None, args)
@@ -269,7 +271,8 @@ def main(
         return FlowMatchingPipeline(**parts, null_label=null, id2label=names)
 
     network = BACKBONES[args.backbone](args, shape, classes) if base is None else base.network
-    network = with_two_times(network) if args.objective == "mean_flow" else network
+    if args.objective == "mean_flow":
+        network = keep_labels(with_two_times(network))
     shown = list(range(min(classes, 10)))
     asked = {"class_labels": 4 * shown} if classes else {"batch_size": 40}
     asked["stochastic"] = args.coupling == "independent"

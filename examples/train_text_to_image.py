@@ -37,11 +37,13 @@ from transformers import (
 )
 
 from fm_diffusers import FlowMatchingPipeline
+from fm_diffusers.flow_map_networks import with_two_times
 from fm_diffusers.pipelines.conditions import tokenize
 from fm_diffusers.training.arguments import ImageArguments, check_output, parse, start
 from fm_diffusers.training.captions import warn_of_long
 from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, scaled
+from fm_diffusers.training.flow_maps import warn_of_rounding
 from fm_diffusers.training.networks import UNET_WIDTHS, choose_widths
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.publishing import create_repository, publish
@@ -215,14 +217,17 @@ class Prompted(nn.Module):
         self.text_encoder.train(mode and learns)
         return self
 
-    def forward(self, x: Tensor, t: Tensor, tokens: Tensor, return_dict: bool) -> tuple[Tensor]:
+    def forward(
+        self, x: Tensor, t: Tensor, tokens: Tensor, return_dict: bool, **told: Tensor
+    ) -> tuple[Tensor]:
         """Return what the U-Net predicts, shape of `x`; tokens have the shape (batch, length)."""
         states = self.text_encoder(input_ids=tokens).last_hidden_state
-        return self.unet(x, t, states, return_dict=return_dict)
+        return self.unet(x, t, states, **told, return_dict=return_dict)
 
 
 def main(args: TextArguments) -> None:
     accelerator = start(args)
+    warn_of_rounding(args.objective, accelerator.mixed_precision)
     repo_id = create_repository(args, accelerator)
     base, args = adopt(args, "train_text_to_image.py") if args.init_from else (None, args)
     column = args.caption_column or None
@@ -242,6 +247,7 @@ def main(args: TextArguments) -> None:
         tokenizer, unet, scheduler = base.tokenizer, base.unet, base.scheduler
         text_encoder = base.text_encoder.requires_grad_(args.train_text_encoder)
 
+    unet = with_two_times(unet) if args.objective == "mean_flow" else unet
     warn_of_long(tokenizer, captions, args.streaming)
 
     def tokens_of(texts: list[str]) -> Tensor:

@@ -25,12 +25,18 @@ def start(scheduler, batch=5, seed=0):
     return scheduler.init_noise_sigma * noise
 
 
+def told(scheduler, timestep, **options):
+    """Return what a step says that its network was told, which of a flow map's is more."""
+    maps = scheduler.solver.two_times
+    return {"advance": scheduler.advance(timestep, **options)} if maps else {}
+
+
 def loop(scheduler, x, timesteps=None, generator=None, model=None):
     """Sample as a diffusers pipeline does."""
     model = model or model_of(scheduler)
     for t in scheduler.timesteps if timesteps is None else timesteps:
         output = model(scheduler.scale_model_input(x, t), t)
-        x = scheduler.step(output, t, x, generator=generator).prev_sample
+        x = scheduler.step(output, t, x, generator=generator, **told(scheduler, t)).prev_sample
     return x
 
 

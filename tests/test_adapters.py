@@ -265,7 +265,7 @@ def test_paths_are_those_of_metas_schedulers():
         torch.testing.assert_close(tuple(ours.path(t)), their)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "flow_map"])
 @pytest.mark.parametrize("name", ["edm", "edm-raw"])
 def test_denoisers_are_never_asked_where_no_noise_is_left(name, solver):
     for steps in (1, 30):

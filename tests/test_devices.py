@@ -6,6 +6,7 @@ Tensors of the meta device have no values: asking one for a number raises, as wa
 import pytest
 import torch
 from covers import cross
+from loops import told
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -41,11 +42,13 @@ def exercise(**config):
             scheduler.scale_model_input(x, timesteps)
         scheduler.set_timesteps(4, device="meta")
         for t in scheduler.timesteps:
-            x = scheduler.step(scheduler.scale_model_input(x, t), t, x).prev_sample
-        scheduler.step(x, scheduler.timesteps[0].expand(4), x)
-        scheduler.step(x, torch.rand(4, device="meta"), x)
+            output = scheduler.scale_model_input(x, t)
+            x = scheduler.step(output, t, x, **told(scheduler, t)).prev_sample
+        for each in (scheduler.timesteps[0].expand(4), torch.rand(4, device="meta")):
+            scheduler.step(x, each, x, **told(scheduler, each))
         tokens = torch.rand(4, 3, device="meta")
-        x = scheduler.step(x, scheduler.timesteps[0], x, per_token_timesteps=tokens).prev_sample
+        options = {"per_token_timesteps": tokens} | told(scheduler, tokens)
+        x = scheduler.step(x, scheduler.timesteps[0], x, **options).prev_sample
     assert x.dtype == torch.float32 and x.shape == SAMPLES.shape
 
 

@@ -25,7 +25,7 @@ CLASSES = {
     **dict.fromkeys(["LCM", "TCD", "FlowMatchLCM"], ("consistency model",) * 2),
     # in memory the configurations of these two are equal
     "FlowMatchHeunDiscrete": (UNKNOWN, "linear"),
-    "FlowMapEulerDiscrete": (UNKNOWN, "maps between two times"),
+    "FlowMapEulerDiscrete": (UNKNOWN, "linear"),
     "MiniMaxH3": (UNKNOWN, "predicts z - eps"),
     "IPNDM": (UNKNOWN, "none of DDPM's"),
     **dict.fromkeys("Amused BlockRefinement DiscreteDDIM EntropyBound".split(), (UNKNOWN,) * 2),
@@ -240,8 +240,8 @@ def test_a_velocity_is_refused_by_theirs_that_read_a_prediction_type(name):
     """The others take its sign for theirs: nothing that they read could tell them."""
     cls, ours = getattr(diffusers, f"{name}Scheduler"), GaussianFlowScheduler()
     if "prediction_type" not in cls().config:
-        blind = {"FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "LTXEulerAncestralRF"}
-        assert name in blind | {"RePaint"}
+        flows = {"FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMapEulerDiscrete"}
+        assert name in flows | {"LTXEulerAncestralRF", "RePaint"}
         return
     x = torch.zeros(1, 3, 4, 4)
     with pytest.raises(ValueError, match="velocity|beta_schedule"):  # UnCLIP has one schedule

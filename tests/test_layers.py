@@ -15,7 +15,8 @@ FLOORS = [
     {"couplings", "diffusions", "grids", "predictions"},
     {"fields", "solvers", "weightings"},
     {"flow_maps", "likelihood", "objectives"},
-    {"flow_map_networks", "scheduling"},
+    {"scheduling", "second_time"},
+    {"flow_map_networks"},
     {"scheduler"},
     {"adapters", "calibration", "flow_prediction", "pipelines", "rl"},
     {"modular", "pipeline"},
@@ -54,6 +55,10 @@ def test_saved_module_paths_do_not_move():
     assert pipeline.__module__ == "fm_diffusers.pipeline"
     # diffusers loads a class whose module has this name
     assert "SchedulerMixin" in vars(__import__("fm_diffusers.scheduler", fromlist=["scheduler"]))
+    networks = importlib.import_module("fm_diffusers.flow_map_networks")
+    assert "ModelMixin" in vars(networks)
+    for network in networks.OF_TWO_TIMES.values():
+        assert network.__module__ == "fm_diffusers.flow_map_networks"
 
 
 def test_objects_below_the_scheduler_are_frozen_configuration():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from loops import DATA, STARTS, TIMES, loop, model_of, reference, start
+from loops import DATA, STARTS, TIMES, loop, model_of, reference, start, told
 from oracles import takes
 
 from fm_diffusers import GaussianFlowScheduler
@@ -140,7 +140,8 @@ def test_beginning_inside_equals_integrating_the_tail_of_the_grid(solver, diffus
     generator, place = torch.Generator().manual_seed(1), first
     y = x
     for t, exact in zip(timesteps, scheduler.timesteps[first:], strict=True):
-        y = scheduler.step(model(y, exact), t, y, generator=generator).prev_sample
+        options = told(scheduler, t)
+        y = scheduler.step(model(y, exact), t, y, generator=generator, **options).prev_sample
         place += 1
         assert scheduler.step_index == place
     expected = reference(scheduler, x, TIMES[2:], torch.Generator().manual_seed(1))
@@ -264,6 +265,7 @@ def test_every_combination_of_the_tables_samples_from_one_step_up(path, solver, 
         x = x * scheduler.init_noise_sigma
         for timestep in scheduler.timesteps:
             t = scheduler.to_time(timestep.double())
-            x, z = scheduler.step(field(x, t), timestep, x, generator, return_dict=False)
+            given = (field(x, t), timestep, x, generator, False)
+            x, z = scheduler.step(*given, **told(scheduler, timestep))
             assert x.isfinite().all() and z.isfinite().all(), case
         assert x.abs().max() < 5 or solver not in ("ddim", "predictor_corrector"), case

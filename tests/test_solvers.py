@@ -38,6 +38,7 @@ ORDERS = {
     "heun": 2,
     "rk4": 4,
     "ddim": 1,
+    "flow_map": 1,
     "adams_bashforth": 2,
     "exponential_multistep": 2,
     "res_multistep": 2,

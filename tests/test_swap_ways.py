@@ -24,11 +24,11 @@ def outcome(config, **given):
         return "cannot be" if "cannot be" in str(error) else str(error)
 
 
-#: Made by its constructor it has the configuration of FlowMap's, so that only its file tells.
-AMBIGUOUS = "FlowMatchHeunDiscrete"
+#: Made by their constructors these have one configuration, so that only their files tell.
+AMBIGUOUS = ("FlowMatchHeunDiscrete", "FlowMapEulerDiscrete")
 
 
-@pytest.mark.parametrize("name", [n for n in CLASSES if n != AMBIGUOUS])
+@pytest.mark.parametrize("name", [n for n in CLASSES if n not in AMBIGUOUS])
 @pytest.mark.filterwarnings("ignore:.*goes from data to noise")
 def test_memory_file_and_dictionary_give_the_same(name, tmp_path):
     cls = getattr(diffusers, f"{name}Scheduler")
@@ -49,6 +49,10 @@ def test_a_configuration_of_two_schedulers_is_told_by_its_name_alone():
     assert GaussianFlowScheduler.from_config(heun.config, **told).config.shift == 3
     repr(heun)  # names the class in its configuration, as saving does
     assert GaussianFlowScheduler.from_config(heun.config).config.path == "linear"
+    flow_map = diffusers.FlowMapEulerDiscreteScheduler(shift=3.0)
+    assert dict(flow_map.config).keys() <= dict(heun.config).keys()
+    repr(flow_map)
+    assert GaussianFlowScheduler.from_config(flow_map.config).config.solver == "flow_map"
 
 
 KEPT = [

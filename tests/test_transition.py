@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from loops import DATA, STARTS, loop, model_of, start
+from loops import DATA, STARTS, loop, model_of, start, told
 from torch.distributions import Normal, kl_divergence
 
 from fm_diffusers import GaussianFlowScheduler
@@ -50,8 +50,9 @@ def check_densities(**config):
     scheduler = planned(**config)
     x, model, place = start(scheduler), model_of(scheduler), None
     for t in scheduler.timesteps:
-        one = scheduler.transition(model(x, t), t, x, place)
-        other = scheduler.transition(model(x, t) + 0.1, t, x, place)
+        options = told(scheduler, t)
+        one = scheduler.transition(model(x, t), t, x, place, **options)
+        other = scheduler.transition(model(x, t) + 0.1, t, x, place, **options)
         following, place = one.sample(seeded()), one.place
         if one.std == 0:
             with pytest.raises(ValueError, match="log_prob needs noise"):
@@ -93,10 +94,11 @@ def test_step_is_a_sample_of_the_transition_which_changes_nothing(solver, diffus
     x, model, place, generators = start(scheduler), model_of(scheduler), None, (seeded(), seeded())
     for t in scheduler.timesteps:
         q = model(x, t)
-        transition = scheduler.transition(q, t, x, place)
-        assert scheduler.transition(q, t, x, place).mean.equal(transition.mean)
+        options = told(scheduler, t)
+        transition = scheduler.transition(q, t, x, place, **options)
+        assert scheduler.transition(q, t, x, place, **options).mean.equal(transition.mean)
         own = transition.sample(generators[0])
-        x, z = scheduler.step(q, t, x, generators[1], return_dict=False)
+        x, z = scheduler.step(q, t, x, generators[1], return_dict=False, **options)
         assert torch.equal(own, x) and torch.equal(transition.pred_original_sample, z)
         place = transition.place
 
@@ -165,16 +167,19 @@ def test_a_batch_of_different_timesteps_equals_as_many_calls(solver, path, diffu
     timesteps = torch.cat([own, between])
     x = torch.randn(8, 3, generator=seeded(), dtype=torch.float64)
     q = torch.randn(8, 3, generator=seeded(1), dtype=torch.float64)
-    together = scheduler.transition(q, timesteps, x)
+    options = told(scheduler, timesteps)
+    together = scheduler.transition(q, timesteps, x, **options)
     for i, t in enumerate(timesteps):
-        alone = scheduler.transition(q[i : i + 1], t.item(), x[i : i + 1])
+        one = q[i : i + 1], t.item(), x[i : i + 1]
+        alone = scheduler.transition(*one, **told(scheduler, t.item()))
         torch.testing.assert_close(together.mean[i], alone.mean[0], rtol=1e-6, atol=1e-7)
         std = torch.as_tensor(together.std, dtype=torch.float64).expand(8, 1)[i].item()
         assert math.isclose(std, alone.std, rel_tol=1e-6, abs_tol=1e-9)
         torch.testing.assert_close(
             together.pred_original_sample[i], alone.pred_original_sample[0], rtol=1e-6, atol=1e-7
         )
-    samples = [scheduler.step(q, timesteps, x, seeded(i)).prev_sample for i in range(2)]
+    draws = [scheduler.step(q, timesteps, x, seeded(i), **options) for i in range(2)]
+    samples = [drawn.prev_sample for drawn in draws]
     assert torch.equal(*samples) == (diffusion is None)
 
 
@@ -257,7 +262,8 @@ def test_noise_is_drawn_in_the_window_only_and_never_on_the_last_step(solver):
     scheduler = GaussianFlowScheduler(solver=solver, diffusion="flow_grpo", t_min=0.02)
     scheduler.set_timesteps(6, noisy_steps=[1, 3])
     q = x = torch.ones(1, 3, dtype=torch.float64)
-    stds = [scheduler.transition(q, t, x).std for t in scheduler.timesteps]
+    found = [scheduler.transition(q, t, x, **told(scheduler, t)) for t in scheduler.timesteps]
+    stds = [transition.std for transition in found]
     assert [std > 0 for std in stds] == [False, True, False, True, False, False]
     for bad in ([5], [-1], [6], [1.5]):
         with pytest.raises(ValueError, match="noisy_steps must be intervals from 0 to 4"):
@@ -272,11 +278,12 @@ def test_a_noise_level_is_the_scale_of_the_diffusion(solver, diffusion):
     plain = planned(solver=solver, diffusion=diffusion)
     scaled = planned(solver=solver, diffusion=diffusion, diffusion_kwargs={"scale": 0.3})
     x, t = start(plain), plain.timesteps[1]
-    expected = scaled.transition(x, t, x)
-    found = plain.transition(x, t, x, noise_level=0.3)
+    expected = scaled.transition(x, t, x, **told(scaled, t))
+    options = {"noise_level": 0.3} | told(plain, t, noise_level=0.3)
+    found = plain.transition(x, t, x, **options)
     assert torch.equal(found.mean, expected.mean) and found.std == expected.std
     assert torch.equal(
-        plain.step(x, t, x, seeded(), noise_level=0.3).prev_sample, expected.sample(seeded())
+        plain.step(x, t, x, seeded(), **options).prev_sample, expected.sample(seeded())
     )
     with pytest.raises(ValueError, match="the scheduler has none"):
         planned(solver=solver).transition(x, t, x, noise_level=0.3)
@@ -296,7 +303,7 @@ def test_a_stored_trajectory_replays_to_a_ratio_of_one(solver, dtype, tmp_path):
 
     place, generator = None, seeded()
     for t in scheduler.timesteps[:-1]:
-        transition = scheduler.transition(model(x, t), t, x, place)
+        transition = scheduler.transition(model(x, t), t, x, place, **told(scheduler, t))
         following, place = transition.sample(generator), transition.place
         assert following.dtype == dtype
         stored.append((x, following, transition.log_prob(following)))
@@ -306,7 +313,7 @@ def test_a_stored_trajectory_replays_to_a_ratio_of_one(solver, dtype, tmp_path):
     for t, (x, following, old) in zip(
         scheduler.timesteps, torch.load(tmp_path / "trajectory.pt"), strict=False
     ):
-        transition = scheduler.transition(model(x, t), t, x, place)
+        transition = scheduler.transition(model(x, t), t, x, place, **told(scheduler, t))
         place = transition.place
         assert torch.equal((transition.log_prob(following) - old).exp(), torch.ones(5))
 
@@ -389,9 +396,11 @@ def test_a_step_of_the_other_process_looks_back_at_nothing(solver, levels):
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     seeds = torch.Generator().manual_seed(0)
     for t in scheduler.timesteps[:3]:
-        x = scheduler.step(-x, t, x, noise_level=before, generator=seeds).prev_sample
+        options = {"noise_level": before} | told(scheduler, t, noise_level=before)
+        x = scheduler.step(-x, t, x, generator=seeds, **options).prev_sample
     t = scheduler.timesteps[3]
-    found = scheduler.step(-x, t, x, noise_level=after, generator=seeds.manual_seed(1))
-    afresh = scheduler.transition(-x, t, x, noise_level=after)
+    options = {"noise_level": after} | told(scheduler, t, noise_level=after)
+    found = scheduler.step(-x, t, x, generator=seeds.manual_seed(1), **options)
+    afresh = scheduler.transition(-x, t, x, **options)
     expected = afresh.sample(seeds.manual_seed(1))
     torch.testing.assert_close(found.prev_sample, expected)

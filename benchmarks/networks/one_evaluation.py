@@ -169,7 +169,8 @@ def main(args: Arguments) -> None:
     """Measure, and write the table and the picture."""
     folder = Path(args.output_dir)
     judge = Judge(args.dataset_name, folder / "cache" / f"{Path(args.dataset_name).name}.pt")
-    scales = sorted({1.0, *(learned_guidance(load(one)) for one in args.maps)})
+    plain = {1.0} if args.straight is not None or not args.maps else set()
+    scales = sorted(plain | {learned_guidance(load(one)) for one in args.maps})
     rows, parts = [], []
     for guidance in scales:
         own = []

@@ -1,10 +1,10 @@
 r"""Networks of two times: which are told how far a step leads, beside where it begins.
 
 They are called as diffusers calls a `UNet2DConditionModel` that is told more than the time,
-`network(x_t, timestep, condition, timestep_cond=...)`, where `timestep_cond` are the features
-`step_features` of :math:`v - u` on the clock :math:`u = \alpha/(\alpha + \beta)`. For a step of no
-length all features are 0, so that a network which is not told any is that of the ODE: without
-`timestep_cond` it runs under every scheduler.
+`network(x_t, timestep, condition, timestep_cond=...)`, where `timestep_cond` are the features of
+:math:`v - u` on the clock :math:`u = \alpha/(\alpha + \beta)` that `second_time.step_features`
+returns. For a step of no length all of them are 0, so that a network which is not told any is that
+of the ODE: without `timestep_cond` it runs under every scheduler.
 
 `UNet2DConditionModel` has such a place itself. `UNet2DModel` and `DiTTransformer2DModel` have one
 for labels only: here their label embedding becomes one of labels and features, which are handed on
@@ -17,93 +17,11 @@ from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel, ModelMixin, UNet2DConditionModel, UNet2DModel
-from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 
 from fm_diffusers.paths.base import is_number
-
-#: Features of each number that a network is told.
-FEATURES = 64
-#: Angle of the fastest feature at 1: slow enough that a network is smooth in it.
-SCALE = 30.0
-
-
-def features(value: Tensor) -> Tensor:
-    """Return sines and cosines of numbers, all 0 at 0: shape `(n, FEATURES)` from `(n,)`.
-
-    Example:
-        >>> features(torch.zeros(2)).abs().max().item()
-        0.0
-    """
-    both = torch.cat([value.float().reshape(-1), value.new_zeros(1).float()])
-    found = get_timestep_embedding(both, FEATURES, downscale_freq_shift=0, scale=SCALE)
-    return found[:-1] - found[-1]
-
-
-def step_features(advance: Tensor, guidance_scale: Tensor | None = None) -> Tensor:
-    r"""Return what a network of two times is told, shape `(n, FEATURES)` or twice as many.
-
-    Args:
-        advance: :math:`v - u` of the step of each sample, shape `(n,)`.
-        guidance_scale: of each sample, shape `(n,)`, for networks that have learned several; the
-            features of 1, no guidance, are 0.
-    """
-    if guidance_scale is None:
-        return features(advance)
-    return torch.cat([features(advance), features((guidance_scale - 1) / 10)], 1)
-
-
-class LabelsAndFeatures(nn.Module):
-    """Embeds labels and features, which lie side by side in one tensor.
-
-    Args:
-        labels: the embedding of the labels; None for a network without.
-        num_features: number of features.
-        width: of the embedding.
-    """
-
-    def __init__(self, labels: nn.Module | None, num_features: int, width: int) -> None:
-        super().__init__()
-        self.labels = labels
-        self.features = TimestepEmbedding(num_features, width)
-        for weight in self.features.linear_2.parameters():
-            nn.init.zeros_(weight)  # a new one changes nothing
-
-    def forward(self, told: Tensor) -> Tensor:
-        """Return embeddings of labels, the first column, and of the other columns."""
-        weight = self.features.linear_1.weight
-        embedded = self.features(told[:, 1:].to(weight.dtype))
-        if self.labels is None:
-            return embedded
-        return embedded + self.labels(told[:, 0].long())
-
-
-def side_by_side(
-    network: nn.Module, labels: Tensor | None, timestep_cond: Tensor | None, sample: Tensor
-) -> Tensor:
-    """Return labels and features in one tensor, shape `(batch, 1 + num_features)`.
-
-    Raises:
-        ValueError: for a network of labels without any, the reverse, or another shape of features.
-    """
-    count, shape = len(sample), (len(sample), network.config.time_cond_proj_dim)
-    if (labels is None) != (network.told[0].labels is None):
-        raise ValueError(
-            f"class_labels must be {'left out' if labels is not None else 'given'}: the network "
-            f"was {'not ' if labels is not None else ''}trained with classes"
-        )
-    if timestep_cond is None:
-        timestep_cond = torch.zeros(shape, device=sample.device)
-    if timestep_cond.shape != shape:
-        raise ValueError(
-            f"timestep_cond must have the shape {shape}, got {tuple(timestep_cond.shape)}: it is "
-            "what fm_diffusers.flow_map_networks.step_features returns"
-        )
-    first = torch.zeros(count, device=sample.device) if labels is None else labels
-    first = first.to(sample.device).expand(count).float()
-    return torch.cat([first[:, None], timestep_cond.to(sample.device).float()], 1)
-
+from fm_diffusers.second_time import FEATURES, LabelsAndFeatures, side_by_side
 
 #: Arguments that networks of two times have beside those of diffusers.
 MORE = {"time_cond_proj_dim": FEATURES, "distilled_guidance": None}
@@ -121,7 +39,8 @@ class FlowMapUNet2DModel(UNet2DModel):
     """A `UNet2DModel` of two times; arguments are those of `UNet2DModel`.
 
     Args:
-        time_cond_proj_dim: number of features that it is told, see `step_features`.
+        time_cond_proj_dim: number of features that it is told; see
+            `fm_diffusers.second_time.step_features`.
         distilled_guidance: the guidance scale that it has learned, or the lowest and the highest
             of those among which it is told one; None for none.
     """

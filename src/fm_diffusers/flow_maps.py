@@ -71,7 +71,8 @@ def trajectory_target(y_a: Tensor, y_b: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def _jvp(average_slope: AverageSlope, y: Tensor, u: Tensor, v: Tensor, slope: Tensor) -> Tensor:
     ahead = (slope, torch.ones_like(u))
-    return torch.func.jvp(lambda y, u: average_slope(y, u, v), (y, u), ahead)[1]
+    here = (y.contiguous(), u.contiguous())  # torch takes no expanded tensors
+    return torch.func.jvp(lambda y, u: average_slope(y, u, v), here, ahead)[1]
 
 
 def _difference(
@@ -87,7 +88,8 @@ def _difference(
 
 #: Ways to the derivative of the average slope along the flow: `jvp` is exact, for networks whose
 #: operations have forward-mode derivatives; `difference` takes two evaluations, :math:`\pm.005` in
-#: u along the slope, and serves any network.
+#: u along the slope, and serves any network: with an error of second order in the step, but of
+#: first order at u < .005, where it looks further ahead than back.
 DERIVATIVES = {"jvp": _jvp, "difference": _difference}
 
 
@@ -151,9 +153,9 @@ def exact_average_slope(data: GaussianMixture, accuracy: float = 1e-10) -> Avera
         data: the mixture, in float64 for an oracle.
         accuracy: relative and absolute tolerance of the integration.
     """
-    field = data.field(Linear())
     if len(data.means) == 1:
-        return _of_gaussian(data.means[0], data.stds[0], field)
+        return _of_gaussian(data.means[0], data.stds[0])
+    field = data.field(Linear())
 
     def slope(y: Tensor, u: Tensor, v: Tensor) -> Tensor:
         if u == v:
@@ -163,15 +165,16 @@ def exact_average_slope(data: GaussianMixture, accuracy: float = 1e-10) -> Avera
         return (end - y) / (v - u)
 
     def average_slope(y: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        times = (t.expand(len(y)) for t in (u, v))
-        return torch.cat([slope(*one) for one in zip(y.split(1), *times, strict=True)])
+        times, found = torch.stack([t.expand(len(y)) for t in (u, v)], 1), torch.empty_like(y)
+        for pair in times.unique(dim=0):
+            there = (times == pair).all(1)
+            found[there] = slope(y[there], *pair)
+        return found
 
     return average_slope
 
 
-def _of_gaussian(
-    mean: Tensor, std: Tensor, field: Callable[[Tensor, Tensor], Tensor]
-) -> AverageSlope:
+def _of_gaussian(mean: Tensor, std: Tensor) -> AverageSlope:
     def average_slope(y: Tensor, u: Tensor, v: Tensor) -> Tensor:
         u, v = (expand_like(t.expand(len(y)), y) for t in (u, v))
         size, size_end = (torch.hypot(t * std, 1 - t) for t in (u, v))

@@ -39,7 +39,7 @@ from fm_diffusers.pipelines.blocks.base import MODEL_NAME, outputs
 from fm_diffusers.pipelines.blocks.loop import DenoiseStep
 from fm_diffusers.pipelines.blocks.parts import OWN
 from fm_diffusers.pipelines.blocks.steps import ConditionStep, DecodeStep
-from fm_diffusers.pipelines.hub import with_our_scheduler, write_blocks
+from fm_diffusers.pipelines.hub import with_our_components, write_blocks
 from fm_diffusers.pipelines.lora import LoraLoader
 from fm_diffusers.pipelines.modular_index import (
     AUTO_MAP,
@@ -151,7 +151,7 @@ class FlowMatchingModularPipeline(LoraLoader, ModularPipeline):
         if source is not None and modular_config_dict is None and config_dict is None:
             modular_config_dict, config_dict = self._load_pipeline_config(source, **where)
         if modular_config_dict is None and config_dict is not None:
-            modular_config_dict = modular_index(with_our_scheduler(config_dict))
+            modular_config_dict = modular_index(with_our_components(config_dict))
         if modular_config_dict is not None:
             modular_config_dict = resolved(modular_config_dict, source, where.get("revision"))
         sharing = (components_manager, collection, workflow)

@@ -104,6 +104,7 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         *(member.name for member in KarrasDiffusionSchedulers),
         "FlowMatchEulerDiscreteScheduler",
         "FlowMatchHeunDiscreteScheduler",
+        "FlowMapEulerDiscreteScheduler",
         "EDMDPMSolverMultistepScheduler",
         "LTXEulerAncestralRFScheduler",
         "RePaintScheduler",
@@ -302,6 +303,11 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         plan = self._plan_at(noise_level)
         return advance_from(plan, place_at(plan, timestep, self._place, self._begin_index))
 
+    @property
+    def is_flow_map(self) -> bool:
+        """Whether the steps that are planned are those of a flow map; the way back has none."""
+        return self._planned().solver.two_times
+
     def _plan_at(self, noise_level: float | None) -> Plan:
         plan = self._planned()
         return plan if noise_level is None else at_noise_level(plan, noise_level)
@@ -320,6 +326,11 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
                 "a noisy step of a flow map leads beyond the next timestep, and step does not "
                 "know whether the network was told so: feed it scheduler.advance(timestep) and "
                 "pass that as advance=..., or sample the ODE with diffusion=None"
+            )
+        if kwargs.get("r_timestep") is not None:
+            raise ValueError(
+                "r_timestep is not taken: a step leads to the next of timesteps, which "
+                "set_timesteps(timesteps=[...]) sets"
             )
         if (self.config.variance_type or "").startswith("learned"):
             model_output = model_output[:, : sample.shape[1]]

@@ -74,9 +74,14 @@ def calibrate(
         The scheduler.
 
     Raises:
-        ValueError: for a network without noise, too little noise or too few steps, or samples
-            that are not finite.
+        ValueError: for a network without noise, too little noise or too few steps, samples that
+            are not finite, or a flow map, whose steps have no error that weights could mend.
     """
+    if scheduler.solver.two_times:
+        raise ValueError(
+            "a flow map has nothing to calibrate, its network has learned whole steps: calibrate "
+            'the scheduler of its teacher, or one with solver="predictor_corrector"'
+        )
     one = isinstance(num_inference_steps, Integral)
     steps = [int(n) for n in ([num_inference_steps] if one else num_inference_steps)]
     if min(steps, default=0) < 2:

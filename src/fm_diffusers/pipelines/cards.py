@@ -8,6 +8,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
+from fm_diffusers.flow_map_networks import distilled_guidance
 from fm_diffusers.pipelines.networks import text_width
 
 #: Where the package is; `setup.cfg` has it too.
@@ -59,6 +62,17 @@ def example(
     return json.dumps([*dict.fromkeys(named)][:number], ensure_ascii=False)
 
 
+def chosen_scale(network: nn.Module) -> str:
+    """Return the code of a guidance scale, the highest that a network is told; of others ""."""
+    learned = distilled_guidance(network)
+    return f", guidance_scale={learned[1]}" if isinstance(learned, list | tuple) else ""
+
+
+def steps_shown(sampler: str | None) -> tuple[int, int]:
+    """Return the numbers of steps of the ODE and of the SDE that show what a sampler does."""
+    return (1, 4) if sampler == "flow_map" else (20, 50)
+
+
 def anything(pipe: Any) -> str:
     """Return the code of arguments that any pipeline of its kind can be called with."""
     if pipe.takes == "text":
@@ -88,10 +102,12 @@ def listed(id2label: Mapping[Any, str] | None, num_classes: int) -> str:
 def card(pipe: Any, repo_id: str) -> str:
     """Return the card of a pipeline that no script has trained."""
     asked = anything(pipe)
+    steps = steps_shown(pipe.scheduler.config.get("solver"))[0]
+    said = f"{asked}{chosen_scale(pipe.network)}, num_inference_steps={steps}"
     code = [
         "from fm_diffusers import FlowMatchingPipeline\n",
         f'pipe = FlowMatchingPipeline.from_pretrained("{repo_id}")',
-        f"images = pipe({asked}, num_inference_steps=20).images",
+        f"images = pipe({said}).images",
     ]
     return CARD.format(
         title=repo_id,

@@ -1,7 +1,7 @@
 """A pipeline that is saved: in folders and on the Hub, `push_to_hub` and `from_pretrained`.
 
 diffusers takes a component of a foreign package only from a file of the repository, and runs that
-file only with `trust_remote_code=True`. So a saved pipeline names two short files, which
+file only with `trust_remote_code=True`. So a saved pipeline names short files, which
 import the installed package: `DiffusionPipeline` runs them, our own class reads past them. Their
 names are part of the saved format.
 """
@@ -27,8 +27,12 @@ from fm_diffusers.pipelines.modular_index import (
     write_json,
 )
 
-PIPELINE_FILE, SCHEDULER_FILE = "pipeline_flow_matching", "scheduling_gaussian_flow"
-SCHEDULER_MODULE = "fm_diffusers.scheduler"
+PIPELINE_FILE = "pipeline_flow_matching"
+#: Files that stand for our components, by the modules of these.
+FILES = {
+    "fm_diffusers.scheduler": "scheduling_gaussian_flow",
+    "fm_diffusers.flow_map_networks": "flow_map_networks",
+}
 SHIM = '''"""Stands for a class of the package {package}, which must be installed."""
 
 from importlib import import_module
@@ -124,10 +128,15 @@ def why_not_saved(folder: Path) -> str:
     )
 
 
-def with_our_scheduler(index: dict[str, Any]) -> dict[str, Any]:
-    """Return a `model_index.json` with our scheduler from the installed module."""
-    library, name = index.get("scheduler", (None, None))
-    return index | {"scheduler": [SCHEDULER_MODULE, name]} if library == SCHEDULER_FILE else index
+def components_by(names: dict[str, str], index: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the components of a `model_index.json` whose library is in a table, with its word."""
+    pairs = {k: v for k, v in index.items() if isinstance(v, list | tuple) and len(v) == 2}
+    return {k: [names[first], name] for k, (first, name) in pairs.items() if first in names}
+
+
+def with_our_components(index: dict[str, Any]) -> dict[str, Any]:
+    """Return a `model_index.json` with our components from the installed modules."""
+    return index | components_by({file: module for module, file in FILES.items()}, index)
 
 
 class SavedPipeline(LoraLoader, DiffusionPipeline):
@@ -172,14 +181,14 @@ class SavedPipeline(LoraLoader, DiffusionPipeline):
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Write the index of the pipeline, and beside it the files that the index names."""
         file, index = Path(json_file_path), json.loads(self.to_json_string())
-        name, (library, scheduler) = type(self).__name__, index["scheduler"]
+        name = type(self).__name__
         write_json(file.with_name(INDEX_FILE), modular_index(index))
         write_blocks(file.parent)
         index["_class_name"] = [PIPELINE_FILE, name]
         write_shim(file.with_name(f"{PIPELINE_FILE}.py"), type(self).__module__, name)
-        if library == SCHEDULER_MODULE:
-            index["scheduler"] = [SCHEDULER_FILE, scheduler]
-            write_shim(file.parent / "scheduler" / f"{SCHEDULER_FILE}.py", library, scheduler)
+        for part, (stands, component) in components_by(FILES, index).items():
+            write_shim(file.parent / part / f"{stands}.py", index[part][0], component)
+            index[part] = [stands, component]
         file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         for folder in (file.parent, *(file.parent / name for name in self.components)):
             forget_origins(folder)
@@ -194,8 +203,8 @@ class SavedPipeline(LoraLoader, DiffusionPipeline):
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, ...]:
-        """Take our scheduler from the installed module, not from the repository's file."""
-        return super().extract_init_dict(with_our_scheduler(config_dict), **kwargs)
+        """Take our components from the installed modules, not from the repository's files."""
+        return super().extract_init_dict(with_our_components(config_dict), **kwargs)
 
     def _upload_folder(
         self, working_dir: str | Path, repo_id: str, token: str | None = None, **kwargs: Any

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fm_diffusers.flow_map_networks import distilled_guidance, is_of_two_times, step_features
+from fm_diffusers.flow_map_networks import distilled_guidance, is_of_two_times
 from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.second_time import step_features
 
 
 def check_learned(network: nn.Module, asked: Any) -> None:
@@ -37,9 +38,12 @@ def check_learned(network: nn.Module, asked: Any) -> None:
 
 
 def is_two_timed(scheduler: Any) -> bool:
-    """Return whether a scheduler's steps are those of a flow map; diffusers' own is one, too."""
+    """Return whether the steps of a scheduler with timesteps are those of a flow map.
+
+    On the way back from data to noise they are not. diffusers' own is one, too.
+    """
     if isinstance(scheduler, GaussianFlowScheduler):
-        return scheduler.solver.two_times
+        return scheduler.is_flow_map
     return type(scheduler).__name__ == "FlowMapEulerDiscreteScheduler"
 
 

@@ -238,8 +238,10 @@ def advance_from(plan: Plan, at: Place | float | Tensor) -> Tensor:
             f"{type(plan.solver).__name__} asks a network of one time: only a flow map's is told "
             'where the step leads, make the scheduler with solver="flow_map"'
         )
+    if isinstance(at, Place) and torch.compiler.is_compiling():
+        return plan.advances.index_select(0, at.index.reshape(1).to(plan.advances.device))[0]
     if isinstance(at, Place):
-        return plan.advances[at.index]
+        return plan.advances[int(at.index)]
     fed = torch.as_tensor(at, dtype=None if isinstance(at, Tensor) else torch.float64)
     return plan.solver.advance(*_step_from(plan, plan.clock.to_time(fed))).float()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from fm_diffusers.pipelines.cards import URL, USAGE, listed
+from fm_diffusers.pipelines.cards import URL, USAGE, listed, steps_shown
 from fm_diffusers.training.plugins import plugin_lines
 
 CARD = """# {title}
@@ -133,11 +133,6 @@ def write_card(folder: Path) -> None:
         eval_results=results(record, measured) if measured else None,
     )
     ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / "README.md")
-
-
-def steps_shown(sampler: str | None) -> tuple[int, int]:
-    """Return the numbers of steps of the ODE and of the SDE that show what a sampler does."""
-    return (1, 4) if sampler == "flow_map" else (20, 50)
 
 
 def fillings(record: dict[str, Any]) -> dict[str, Any]:

@@ -168,11 +168,12 @@ class FlowArguments(LossArguments):
             )
         if self.objective != "mean_flow":
             return
-        for name, plain in (("weighting", None), ("coupling", "independent")):
-            if getattr(self, name) not in (plain, "uniform"):
+        needed = {"weighting": (None, "uniform"), "coupling": ("independent",)}
+        for name, values in (needed | {"t_min": (0.0,), "t_max": (1.0,)}).items():
+            if getattr(self, name) not in values:
                 raise ValueError(
-                    f"--objective mean_flow has weights of its own and independent noise: drop "
-                    f"--{name} {getattr(self, name)}"
+                    "--objective mean_flow has weights of its own, independent noise and all "
+                    f"times from noise to data: drop --{name} {getattr(self, name)}"
                 )
 
     def scheduler(self) -> GaussianFlowScheduler:
@@ -217,10 +218,10 @@ def flow_loss(
     t = sample_times(len(z), args.time_sampler, device=z.device, **draw)
     t = args.t_min + (args.t_max - args.t_min) * t
     if getattr(args, "objective", None) == "mean_flow":
-        u = clock_of(scheduler.path, t)
+        u, end = (clock_of(scheduler.path, t) for t in (t, torch.ones_like(t)))
         learn = MapObjective("mean_flow", args.map_share, power=args.map_power)
-        slope = Slope(network, scheduler, condition)
-        return learn(slope, torch.lerp(eps, z, expand_like(u, z)), u, z - eps, conditional=True)
+        slope, y = Slope(network, scheduler, condition), torch.lerp(eps, z, expand_like(u, z))
+        return learn(slope, y, u, end, (z - eps).__getitem__, conditional=True)
     x_t = scheduler.path.flow_map(z, eps, t)
     output = network(x_t, scheduler.to_timestep(t), condition, return_dict=False)[0]
     return weighted_loss(

@@ -4,17 +4,22 @@ States are :math:`y = x/(\alpha + \beta)` and times :math:`u = \alpha/(\alpha + 
 `fm_diffusers.flow_maps`; a network is fed x and its timestep, and the features of v - u.
 """
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fm_diffusers.flow_map_networks import step_features
-from fm_diffusers.flow_maps import mean_flow_target, self_consistency_target
+from fm_diffusers.flow_maps import DIFFERENCE, mean_flow_target, self_consistency_target
 from fm_diffusers.paths import GaussianPath, expand_like
 from fm_diffusers.predictions import CANONICAL, conversion
 from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.second_time import step_features
+
+#: By how much the slope of a flow map may magnify what its network predicts, and so its errors.
+MAGNIFIED = 50
 
 
 def clock_of(path: GaussianPath, t: Tensor) -> Tensor:
@@ -50,34 +55,50 @@ class Slope(NamedTuple):
         x = expand_like(c.alpha + c.beta, y) * y
         told = {"timestep_cond": step_features(v - u, self.guidance_scale)}
         fed = (x, self.scheduler.to_timestep(t), self.condition)
-        q = self.network(*fed, **told, return_dict=False)[0].float()
+        q = self.network(*fed, **told, return_dict=False)[0][:, : y.shape[1]].float()
         a, b = conversion(path, self.scheduler.config.prediction_type, CANONICAL, t)
         return expand_like(a, x) * x + expand_like(b, q) * q
 
-    def first(self, count: int) -> "Slope":
-        """Return that of the first samples of the batch."""
-        told = (self.condition, self.guidance_scale)
-        return self._replace(
-            **{
-                name: None if value is None else value[:count]
-                for name, value in zip(("condition", "guidance_scale"), told, strict=True)
-            }
-        )
+
+Batch = TypeVar("Batch", bound=tuple)
+
+
+def part_of(batch: Batch, part: slice) -> Batch:
+    """Return a named tuple about a batch as one about some of its samples."""
+    told = {k: v[part] for k, v in batch._asdict().items() if isinstance(v, Tensor)}
+    return batch._replace(**told)
 
 
 def check_slope(scheduler: GaussianFlowScheduler) -> None:
-    """Raise a `ValueError` unless the network says where samples of pure noise go."""
-    a, b = conversion(scheduler.path, scheduler.config.prediction_type, CANONICAL, 0.0)
-    if not (a.isfinite() and b.isfinite()):
-        raise ValueError(
-            f"a network that predicts {scheduler.config.prediction_type!r} says nothing about the "
-            "data at pure noise, where a flow map begins: choose another --prediction_type, such "
-            "as flow_prediction or v_prediction"
+    """Raise a `ValueError` unless a network says where samples go at both ends of the times."""
+    path, kind = scheduler.path, scheduler.config.prediction_type
+    for t in (0.0, 1.0):
+        factor = conversion(path, kind, CANONICAL, t)[1].abs().item()
+        if not factor <= MAGNIFIED:
+            raise ValueError(
+                f"a flow map needs a slope at t = {t:g}, which is {factor:.3g} times what a "
+                f"network that predicts {kind!r} says there on the path "
+                f"{scheduler.config.path!r}, at most {MAGNIFIED} is of use: take one with another "
+                "--prediction_type, such as flow_prediction or v_prediction"
+            )
+
+
+def warn_of_rounding(objective: str, precision: str, derivative: str = "difference") -> None:
+    """Warn of a derivative by differences in half precision, `precision` being Accelerate's."""
+    if (objective, derivative) == ("mean_flow", "difference") and precision in ("bf16", "fp16"):
+        warnings.warn(
+            f"--objective mean_flow takes a difference of two outputs {2 * DIFFERENCE:g} apart in "
+            f"time, of which {precision} leaves little but rounding: train with "
+            "--mixed_precision no",
+            stacklevel=2,
         )
 
 
 def loss_of_slopes(found: Tensor, target: Tensor, power: float = 0.0) -> Tensor:
-    r"""Return the mean squared error, samples weighted by :math:`1/(|\Delta|^2 + c)^p`.
+    r"""Return the mean squared error, with a gradient that weights samples by their own.
+
+    The weights are :math:`1/(|\Delta|^2 + c)^p`. The value is without them, since with p = 1 it
+    would be nearly the same whatever the network.
 
     Args:
         found: the network's slopes.
@@ -85,18 +106,20 @@ def loss_of_slopes(found: Tensor, target: Tensor, power: float = 0.0) -> Tensor:
         power: p; with 1 the few samples whose target is far off do not rule the step.
     """
     error = (found - target).square().flatten(1).mean(1)
-    return ((error.detach() + 1e-3) ** -power * error).mean()
+    weighted = ((error.detach() + 1e-3) ** -power * error).mean()
+    return weighted + (error.mean() - weighted).detach()
 
 
-def landings(u: Tensor, count: int, to_data: float) -> Tensor:
+def landings(u: Tensor, end: Tensor, count: int, to_data: float) -> Tensor:
     """Return times of landing: of the first samples after `u`, of the others `u` itself.
 
     Args:
-        u: times.
+        u: times, shape `(batch,)`.
+        end: that of the data.
         count: how many land elsewhere.
         to_data: share of these that land at the data.
     """
-    later = torch.where(torch.rand_like(u) < to_data, 1.0, u + (1 - u) * torch.rand_like(u))
+    later = torch.where(torch.rand_like(u) < to_data, end, torch.lerp(u, end, torch.rand_like(u)))
     return torch.cat([later[:count], u[count:]])
 
 
@@ -119,7 +142,13 @@ class MapObjective:
     power: float = 0.0
 
     def __call__(
-        self, slope: Slope, y: Tensor, u: Tensor, exact: Tensor, conditional: bool
+        self,
+        slope: Slope,
+        y: Tensor,
+        u: Tensor,
+        end: Tensor,
+        exact: Callable[[slice], Tensor],
+        conditional: bool,
     ) -> Tensor:
         """Return the loss.
 
@@ -127,18 +156,19 @@ class MapObjective:
             slope: the network.
             y: states, shape `(batch, ...)`.
             u: their times, shape `(batch,)`.
-            exact: the slope F there, a teacher's or the conditional one.
-            conditional: whether it is conditional.
+            end: the time of the data.
+            exact: returns the slopes F of some of the samples, a teacher's or conditional ones.
+            conditional: whether they are conditional.
         """
         count = round(self.share * len(y))
-        v, part = landings(u, count, self.to_data), slope.first(count)
-        moved = (y[:count], u[:count], v[:count])
+        moved, still = slice(count), slice(count, None)
+        v, part = landings(u, end, count, self.to_data), part_of(slope, moved)
+        step = (y[moved], u[moved], v[moved])
         with torch.no_grad():
             if self.name == "self_consistency":
-                target = self_consistency_target(part, *moved)
+                target = self_consistency_target(part, *step)
             else:
-                along = part(y[:count], u[:count], u[:count]) if conditional else None
-                own = (exact[:count], along, self.derivative)
-                target = mean_flow_target(part, *moved, *own)
-        target = torch.cat([target, exact[count:]])
+                along = part(y[moved], u[moved], u[moved]) if conditional else None
+                target = mean_flow_target(part, *step, exact(moved), along, self.derivative)
+            target = torch.cat([target, exact(still)])
         return loss_of_slopes(slope(y, u, v), target, self.power)

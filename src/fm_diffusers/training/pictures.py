@@ -14,8 +14,8 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 
 from fm_diffusers.pipeline import FlowMatchingPipeline
+from fm_diffusers.pipelines.cards import steps_shown
 from fm_diffusers.scheduler import GaussianFlowScheduler
-from fm_diffusers.training.cards import steps_shown
 
 
 def processes(

@@ -18,7 +18,7 @@ from huggingface_hub import create_repo, upload_folder
 from PIL import Image
 
 import fm_diffusers
-from fm_diffusers.pipelines.cards import example
+from fm_diffusers.pipelines.cards import chosen_scale, example
 from fm_diffusers.training.arguments import TrainingArguments
 from fm_diffusers.training.cards import write_card
 from fm_diffusers.training.public import on_hub, public
@@ -84,7 +84,7 @@ def told(pipe: DiffusionPipeline, asked: dict[str, Any]) -> dict[str, Any]:
     without = "batch_size" in asked
     return {
         "conditioning": None if without else conditioning(pipe),
-        "asked": example(asked, pipe.config.id2label),
+        "asked": example(asked, pipe.config.id2label) + chosen_scale(pipe.network),
         "num_classes": 0 if without else pipe.num_classes,
         "id2label": None if without else pipe.config.id2label,
     }

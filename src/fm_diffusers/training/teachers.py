@@ -2,7 +2,7 @@ r"""Teachers: saved pipelines whose own samples, and trajectories, a network is 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -19,15 +19,19 @@ from fm_diffusers.solvers import trajectory
 from fm_diffusers.training.flow_maps import clock_of, time_of
 from fm_diffusers.training.held_out import HeldOut, held_out_share
 
-#: By how much log-SNRs of the nodes of a run are moved, at random: so that a student sees all
-#: times, and not only the nodes of one grid.
-JITTER = 0.5
+#: How many prompts are encoded at once.
+PROMPTS = 64
 
 
-def as_ode(pipe: FlowMatchingPipeline) -> FlowMatchingPipeline:
-    """Return a pipeline that samples the ODE, without a calibration and a progress bar."""
+def as_ode(pipe: FlowMatchingPipeline, **config: Any) -> FlowMatchingPipeline:
+    """Return a pipeline that samples the ODE, without a calibration and a progress bar.
+
+    Args:
+        pipe: the pipeline.
+        **config: more of what its scheduler is to be.
+    """
     pipe.scheduler = GaussianFlowScheduler.from_config(
-        pipe.scheduler.config, diffusion=None, calibration=None
+        pipe.scheduler.config, diffusion=None, calibration=None, **config
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -84,6 +88,15 @@ class Conditions:
         return None if self.table is None else self.table[numbers.to(self.table.device)]
 
 
+def prompts_of(file: str) -> list[str]:
+    """Return the prompts of a file, one a line."""
+    lines = [line.strip() for line in Path(file).read_text().splitlines()]
+    texts = [line for line in lines if line]
+    if not texts:
+        raise ValueError(f"--prompts {file} holds no prompt: write one a line")
+    return texts
+
+
 @torch.no_grad()
 def conditions_of(pipe: FlowMatchingPipeline, prompts: str | None = None) -> Conditions:
     """Return the conditions of a teacher: all its classes, or the prompts of a file.
@@ -92,55 +105,59 @@ def conditions_of(pipe: FlowMatchingPipeline, prompts: str | None = None) -> Con
         ValueError: for a teacher of prompts without a file, or the reverse.
     """
     if (pipe.takes == "text") != (prompts is not None):
-        raise ValueError(
-            f"the teacher takes {pipe.takes}: "
-            + (
-                "--prompts names a file of prompts, one a line"
-                if prompts is None
-                else f"drop --prompts {prompts}"
-            )
-        )
+        ways = f"drop --prompts {prompts}", "--prompts names a file of prompts, one a line"
+        raise ValueError(f"the teacher takes {pipe.takes}: {ways[prompts is None]}")
     if prompts is not None:
-        lines = [line.strip() for line in Path(prompts).read_text().splitlines()]
-        texts = [line for line in lines if line]
-        if not texts:
-            raise ValueError(f"--prompts {prompts} holds no prompt: write one a line")
-        return Conditions(pipe.encode_condition(Asked(prompt=[*texts, ""])), len(texts))
+        texts = [*prompts_of(prompts), ""]
+        parts = [texts[i : i + PROMPTS] for i in range(0, len(texts), PROMPTS)]
+        states = [pipe.encode_condition(Asked(prompt=part)) for part in parts]
+        return Conditions(torch.cat(states), len(texts) - 1)
     if not pipe.network_takes_labels:
         return Conditions(None, None)
-    null = pipe.config.null_label
-    labels = torch.arange(pipe.num_classes + (null is not None), device=pipe.network.device)
-    return Conditions(labels, null)
+    null, device = pipe.config.null_label, pipe.network.device
+    if not pipe.num_classes:  # it knows the label of nothing only
+        return Conditions(torch.tensor([null or 0], device=device), None)
+    return Conditions(torch.arange(pipe.num_classes + (null is not None), device=device), null)
 
 
-@torch.no_grad()
-def teacher_slope(
-    pipe: FlowMatchingPipeline,
-    y: Tensor,
-    u: Tensor,
-    condition: Tensor | None,
-    null: Tensor | None,
-    guidance_scale: Tensor,
-) -> Tensor:
-    r"""Return a teacher's slope :math:`F(y, u)`, guided by a scale for each sample.
+class Guided(NamedTuple):
+    r"""A teacher as the slope :math:`F(y, u)` of a batch.
 
-    Args:
+    Attributes:
         pipe: the teacher.
-        y: states :math:`x/(\alpha + \beta)`, shape `(batch, ...)`.
-        u: times, shape `(batch,)`.
-        condition: of every sample.
+        condition: of every sample; None for a network without.
         null: that of nothing for every sample; None leaves guidance out.
-        guidance_scale: shape `(batch,)`.
+        guidance_scale: of every sample.
     """
-    scheduler = pipe.scheduler
-    path, t = scheduler.path, time_of(scheduler.path, u)
-    c = path(t)
-    x, fed = expand_like(c.alpha + c.beta, y) * y, scheduler.to_timestep(t)
-    q = pipe.network(x, fed, condition, return_dict=False)[0][:, : y.shape[1]]
-    if null is not None:
-        without = pipe.network(x, fed, null, return_dict=False)[0][:, : y.shape[1]]
-        q = torch.lerp(without, q, expand_like(guidance_scale, q))
-    return convert(path, scheduler.config.prediction_type, CANONICAL, x, q.float(), t)
+
+    pipe: FlowMatchingPipeline
+    condition: Tensor | None = None
+    null: Tensor | None = None
+    guidance_scale: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, y: Tensor, u: Tensor) -> Tensor:
+        """Return the slopes at states `y` and times `u`, shape `(batch,)`."""
+        scheduler, network = self.pipe.scheduler, self.pipe.network
+        path, t = scheduler.path, time_of(scheduler.path, u)
+        c = path(t)
+        x, fed = expand_like(c.alpha + c.beta, y) * y, scheduler.to_timestep(t)
+        q = network(x, fed, self.condition, return_dict=False)[0][:, : y.shape[1]]
+        if self.null is not None:
+            null = network(x, fed, self.null, return_dict=False)[0][:, : y.shape[1]]
+            q = torch.lerp(null, q, expand_like(self.guidance_scale, q))
+        return convert(path, scheduler.config.prediction_type, CANONICAL, x, q.float(), t)
+
+
+def guided(
+    pipe: FlowMatchingPipeline, conditions: Conditions, numbers: Tensor, scale: Tensor | None
+) -> Guided:
+    """Return the slope of a teacher under conditions by number, guided unless `scale` is None."""
+    condition = conditions[numbers]
+    if scale is None:
+        return Guided(pipe, condition)
+    null = conditions[torch.full_like(numbers, conditions.null)]
+    return Guided(pipe, condition, null, scale.to(pipe.network.device))
 
 
 @dataclass(frozen=True)
@@ -154,6 +171,7 @@ class Runs:
         dropout: share without a condition, where the teacher has one of nothing.
         batch_size: runs side by side.
         seed: of noise, conditions, scales and nodes.
+        ends: whether the first and the last state of each are all that is kept.
     """
 
     count: int
@@ -162,12 +180,21 @@ class Runs:
     dropout: float
     batch_size: int
     seed: int
+    ends: bool = False
+
+    @property
+    def guides(self) -> bool:
+        """Whether the teacher is guided."""
+        return self.guidance != (1.0, 1.0)
 
     @torch.no_grad()
     def draw(
         self, pipe: FlowMatchingPipeline, conditions: Conditions, accelerator: Accelerator
     ) -> TensorDataset:
-        """Return states `(runs, steps + 1, ...)`, times, numbers of conditions and scales."""
+        """Return states `(runs, steps + 1, ...)`, times, numbers of conditions and scales.
+
+        They lie on the CPU, the runs of all processes on each.
+        """
         generator = torch.Generator().manual_seed(
             self.seed * 1_000_003 + accelerator.process_index
         )
@@ -176,11 +203,12 @@ class Runs:
         bar = tqdm(total=share, desc="drawing trajectories", disable=quiet)
         for first in range(0, share, self.batch_size):
             count = min(self.batch_size, share - first)
-            parts.append(self._batch(pipe, conditions, count, first, generator))
+            drawn = self._batch(pipe, conditions, count, first, generator)
+            there = (part.to(accelerator.device) for part in drawn)
+            parts.append([accelerator.gather(part).cpu() for part in there])
             bar.update(count)
         bar.close()
-        joined = [torch.cat(column).to(accelerator.device) for column in zip(*parts, strict=True)]
-        return TensorDataset(*(accelerator.gather(column).cpu() for column in joined))
+        return TensorDataset(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _batch(
         self,
@@ -190,37 +218,37 @@ class Runs:
         first: int,
         generator: torch.Generator,
     ) -> tuple[Tensor, ...]:
-        scheduler, device = pipe.scheduler, pipe.network.device
         numbers = torch.arange(first, first + count) % conditions.count
         if conditions.null is not None:
             dropped = torch.rand(count, generator=generator) < self.dropout
             numbers = numbers.masked_fill(dropped, conditions.null)
         low, high = self.guidance
         scale = low + (high - low) * torch.rand(count, generator=generator)
+        scheduler, device = pipe.scheduler, pipe.network.device
         scheduler.set_timesteps(self.steps)
+        path, kind = scheduler.path, scheduler.config.prediction_type
         x = pipe.prepare_latents(count, generator, None)
-        times = self._times(scheduler, generator)
-        condition, null = conditions[numbers], None
-        if self.guidance != (1.0, 1.0):
-            null = conditions[torch.full_like(numbers, conditions.null)]
-        told = (condition, null, scale.to(device))
-        path = scheduler.path
+        times = moved(scheduler._plan.times, generator)
+        slope = guided(pipe, conditions, numbers, scale if self.guides else None)
 
         def field(x: Tensor, t: Tensor) -> Tensor:
             c, u = path(t), clock_of(path, t).float().to(device).expand(count)
             y = (x / (c.alpha + c.beta)).float()
-            slope = teacher_slope(pipe, y, u, *told)
-            kind = scheduler.config.prediction_type
-            return convert(path, CANONICAL, kind, x, slope, t)
+            return convert(path, CANONICAL, kind, x, slope(y, u), t)
 
-        states = [x, *trajectory(scheduler.solver, field, x, times)]
-        sizes = [sum(path(t)[:2]).item() for t in times]
+        kept = slice(None, None, self.steps if self.ends else None)
+        states = [x, *trajectory(scheduler.solver, field, x, times)][kept]
+        sizes = [sum(path(t)[:2]).item() for t in times[kept]]
         y = torch.stack([s / size for s, size in zip(states, sizes, strict=True)], 1)
-        u = clock_of(path, times).float().expand(count, -1)
+        u = clock_of(path, times[kept]).float().expand(count, -1)
         return y.cpu(), u.clone(), numbers, scale
 
-    def _times(self, scheduler: GaussianFlowScheduler, generator: torch.Generator) -> Tensor:
-        """Return the nodes of a run, moved at random between their ends."""
-        path, times = scheduler.path, scheduler._plan.times
-        move = JITTER * (2 * torch.rand((), generator=generator, dtype=torch.float64) - 1)
-        return torch.cat([times[:1], path.time(path.log_snr(times[1:-1]) + move), times[-1:]])
+
+def moved(times: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the nodes of a run with the inner ones moved, so that a student sees all times.
+
+    All go the same random share of half the way to the next node, or of that to the one before.
+    """
+    share = torch.rand((), generator=generator, dtype=torch.float64) - 0.5
+    others = times[2:] if share > 0 else times[:-2]
+    return torch.cat([times[:1], torch.lerp(times[1:-1], others, share.abs()), times[-1:]])

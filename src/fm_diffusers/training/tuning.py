@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 from diffusers import AutoencoderKL
 from torch import nn
 
+from fm_diffusers.flow_map_networks import distilled_guidance, is_of_two_times
 from fm_diffusers.pipeline import FlowMatchingPipeline
 from fm_diffusers.pipelines.images import MODES
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.flow import FlowArguments, LossArguments
+from fm_diffusers.training.flow_maps import check_slope
 from fm_diffusers.training.networks import DEFAULTS, keep_labels
 
 Arguments = TypeVar("Arguments", bound=LossArguments)
@@ -43,6 +45,7 @@ def load_pipeline(args: Arguments, name: str) -> tuple[FlowMatchingPipeline, Arg
     if pipe.scheduler.config.get("calibration"):
         warnings.warn(f"the calibration of {name} was of its network: it is dropped", stacklevel=2)
     pipe.scheduler = GaussianFlowScheduler.from_config(pipe.scheduler.config, calibration=None)
+    check_map(args, name, pipe)
     args.check_bounds(pipe.scheduler)
     mode = {count: name for name, count in MODES.items()}.get(image_channels(pipe))
     height = pipe.sample_shape(None, None)[1]
@@ -50,6 +53,31 @@ def load_pipeline(args: Arguments, name: str) -> tuple[FlowMatchingPipeline, Arg
     return pipe, replace(
         args, resolution=args.resolution or side, image_mode=args.image_mode or mode
     )
+
+
+def check_map(args: LossArguments, name: str, pipe: FlowMatchingPipeline) -> None:
+    """Let a pipeline step by the flow map that it is to learn, if it is.
+
+    Raises:
+        ValueError: for a flow map whose map would not be trained, or that data do not show.
+    """
+    learns = getattr(args, "objective", None) == "mean_flow"
+    if is_of_two_times(pipe.network) and not learns:
+        raise ValueError(
+            f"{name} is a flow map, of which this training would change the slope alone and leave "
+            "the map as it was: train it by train_mnist.py, train_latent.py or "
+            "train_text_to_image.py with --objective mean_flow, or take its teacher"
+        )
+    if (learned := distilled_guidance(pipe.network)) is not None:
+        raise ValueError(
+            f"{name} has learned guidance_scale={learned}, which --objective mean_flow would "
+            "unlearn, since data know no guidance: take its teacher"
+        )
+    if learns:
+        pipe.scheduler = GaussianFlowScheduler.from_config(
+            pipe.scheduler.config, solver="flow_map"
+        )
+        check_slope(pipe.scheduler)
 
 
 def image_channels(pipe: FlowMatchingPipeline) -> int:
