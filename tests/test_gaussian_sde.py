@@ -218,5 +218,5 @@ def test_the_benchmark_writes_its_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(gaussian_sde, "STRENGTHS", (1.0,))
     gaussian_sde.main(Arguments(output_dir=str(tmp_path), widths=[0.5], steps=[8]))
     text = (tmp_path / "gaussian_sde.md").read_text()
-    assert "| ours, memoryless | linear | +0.11 |" in text
+    assert "| ours, memoryless | linear | +0.12 |" in text
     assert "width 0.5)" in text
