@@ -219,4 +219,5 @@ def test_the_table_that_is_kept_says_what_was_measured():
         assert cells[:3] == [row["path"], row["diffusion"], row["solver"]]
         assert cells[-1] == row["order"]
         exact = row["diffusion"] not in ("constant", "flow_grpo")
-        assert float(row["order"]) > 0.8 or not exact
+        ours = row["solver"] != "euler_maruyama"
+        assert float(row["order"]) > (0.8 if ours else 0.7) or not exact
