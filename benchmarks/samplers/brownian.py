@@ -53,11 +53,12 @@ is measured against the exact solution, `mixture` against {reference} steps. The
 order, from the last three numbers of steps. `independent` draws as samplers do without the option:
 its images have nothing to do with those of the reference.
 
-The order is near 1 or more, with two kinds of exception that no noise can mend. Coefficients that
-are infinite at pure noise (`flow_grpo`, `memoryless`) cost `euler_maruyama`, which needs a rate
-there, all order above their scale: .245 for `flow_grpo`, where ours and `ddim` keep 1. A coefficient that
-is not 0 at the data (`constant`) moves samples up to the last moment, within steps that the other
-solvers end without noise: take `euler_maruyama` for it, or a coefficient that vanishes there.
+The order is about 1 or more, with two kinds of exception that no noise can mend. Coefficients
+that are infinite at pure noise (`flow_grpo`, `memoryless`) cost `euler_maruyama`, which needs a
+rate there, all order above their scale: .245 for `flow_grpo`, where ours and `ddim` keep 1. A
+coefficient that is not 0 at the data (`constant`) moves samples up to the last moment, within
+steps that the other solvers end without noise: take `euler_maruyama` for it, or a coefficient that
+vanishes there.
 
 """
 
