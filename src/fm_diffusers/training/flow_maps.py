@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fm_diffusers.flow_maps import DIFFERENCE, mean_flow_target, self_consistency_target
 from fm_diffusers.paths import GaussianPath, expand_like
-from fm_diffusers.predictions import CANONICAL, conversion
+from fm_diffusers.predictions import CANONICAL, conversion, convert
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.second_time import step_features
 
@@ -56,8 +56,7 @@ class Slope(NamedTuple):
         told = {"timestep_cond": step_features(v - u, self.guidance_scale)}
         fed = (x, self.scheduler.to_timestep(t), self.condition)
         q = self.network(*fed, **told, return_dict=False)[0][:, : y.shape[1]].float()
-        a, b = conversion(path, self.scheduler.config.prediction_type, CANONICAL, t)
-        return expand_like(a, x) * x + expand_like(b, q) * q
+        return convert(path, self.scheduler.config.prediction_type, CANONICAL, x, q, t)
 
 
 Batch = TypeVar("Batch", bound=tuple)
