@@ -21,8 +21,7 @@ from fm_diffusers.pipelines.editing import Edit
 from fm_diffusers.pipelines.guidance import Guidance
 from fm_diffusers.pipelines.outputs import is_finite, taken, warn_unless_finite
 from fm_diffusers.pipelines.precision import compute_dtype
-from fm_diffusers.pipelines.two_times import advance_of, features_of
-from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.pipelines.two_times import advance_of, advance_option, features_of
 from fm_diffusers.scheduling.transition import Generators
 
 
@@ -130,17 +129,10 @@ def alone(pipe: Any) -> Iterator[Any]:
     vars(pipe).update({name: vars(own)[name] for name in LIFE if name in vars(own)})
 
 
-def step_options(
-    scheduler: Any, generator: Generators | None, advance: Tensor | None = None
-) -> dict[str, Any]:
-    """Return how a scheduler's `step` is told the generator, and what a flow map was told.
-
-    Some of diffusers' take neither.
-    """
-    takes = inspect.signature(scheduler.step).parameters
-    options = {"generator": generator} if "generator" in takes else {}
-    ours = isinstance(scheduler, GaussianFlowScheduler)
-    return options if advance is None or not ours else options | {"advance": advance}
+def noise_option(scheduler: Any, generator: Generators | None) -> dict[str, Any]:
+    """Return how a scheduler's `step` is told the generator; some of diffusers' take none."""
+    takes_noise = "generator" in inspect.signature(scheduler.step).parameters
+    return {"generator": generator} if takes_noise else {}
 
 
 #: What a pipeline says of its last call.
@@ -169,6 +161,7 @@ def denoise(
         callback_inputs: names of its tensors.
         edit: the image that is changed, which says where to begin and what to hold.
     """
+    noise = noise_option(pipe.scheduler, generator)
     learned = distilled_guidance(pipe.network) is not None
     begin, finite = 0 if edit is None else edit.begin, []
     timesteps = pipe.scheduler.timesteps[begin:]
@@ -187,7 +180,7 @@ def denoise(
             advance = advance_of(pipe.scheduler, pipe.network, i + begin, t)
             output = pipe.predict(latents, t, condition, now, advance)
             finite.append(is_finite(output))
-            options = step_options(pipe.scheduler, generator, advance)
+            options = noise | advance_option(pipe.scheduler, advance)
             stepped = pipe.scheduler.step(output, t, latents, return_dict=False, **options)
             latents = stepped[0] if edit is None else edit.hold(pipe.scheduler, stepped[0], i + 1)
             if callback is not None:

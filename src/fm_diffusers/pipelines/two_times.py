@@ -72,6 +72,12 @@ def advance_of(scheduler: Any, network: nn.Module, index: int, t: Tensor) -> Ten
     return (scheduler.sigmas[index] - scheduler.sigmas[index + 1]).float()
 
 
+def advance_option(scheduler: Any, advance: Tensor | None) -> dict[str, Tensor]:
+    """Return how a scheduler's `step` is told what a flow map was; those of diffusers are not."""
+    ours = isinstance(scheduler, GaussianFlowScheduler)
+    return {"advance": advance} if ours and advance is not None else {}
+
+
 def features_of(
     network: nn.Module, advance: Tensor | None, guidance: Any, x: Tensor
 ) -> Tensor | None:

@@ -17,10 +17,10 @@ from fm_diffusers.pipelines.blocks.guiding import LoopGuidance
 from fm_diffusers.pipelines.blocks.parts import Parts
 from fm_diffusers.pipelines.blocks.steps import PrepareLatentsStep, SetTimestepsStep
 from fm_diffusers.pipelines.caching import remembered
-from fm_diffusers.pipelines.denoising import alone, predict, step_options
+from fm_diffusers.pipelines.denoising import alone, noise_option, predict
 from fm_diffusers.pipelines.networks import check_components
 from fm_diffusers.pipelines.outputs import is_finite, warn_unless_finite
-from fm_diffusers.pipelines.two_times import advance_of
+from fm_diffusers.pipelines.two_times import advance_of, advance_option
 
 
 class LoopBeforeDenoiser(Block):
@@ -78,7 +78,8 @@ class LoopAfterDenoiser(Block):
     ) -> tuple[Any, BlockState]:
         """Run the block."""
         scheduler, asked = components.scheduler, (block_state.noise_pred, t, block_state.latents)
-        options = step_options(scheduler, block_state.generator, block_state.advance)
+        options = noise_option(scheduler, block_state.generator)
+        options |= advance_option(scheduler, block_state.advance)
         block_state.latents = scheduler.step(*asked, return_dict=False, **options)[0]
         return components, block_state
 
