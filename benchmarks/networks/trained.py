@@ -33,14 +33,17 @@ class Network:
     """The U-Net of a pipeline, with noise and labels spread over its classes.
 
     Args:
-        model: a folder or Hub id with a velocity model on the linear path.
+        model: a folder or Hub id; its network predicts the velocity on the linear path, or minus
+            the velocity, which is `flow_prediction`.
     """
 
     def __init__(self, model: str) -> None:
         trained = GaussianFlowScheduler.load_config(model, subfolder="scheduler")
         kind = trained["path"], trained["prediction_type"], trained["num_train_timesteps"]
-        if kind != ("linear", "velocity", 1000):
+        signs = {("linear", "velocity", 1000): 1, ("linear", "flow_prediction", 1000): -1}
+        if kind not in signs:
             raise ValueError(f"{model} is {kind}: peers need a velocity on the linear path")
+        self.sign = signs[kind]
         self.null_label = FlowMatchingPipeline.load_config(model)["null_label"]
         if self.null_label is None:
             raise ValueError(f"{model} was trained without labels: it cannot be guided")
@@ -64,10 +67,10 @@ class Network:
             x, timestep = x.float(), (1000 * (1 - torch.as_tensor(t).double())).float()
             label = labels[: len(x)]
             if guidance == 1:
-                return self.unet(x, timestep, label).sample
+                return self.sign * self.unet(x, timestep, label).sample
             null = torch.full_like(label, self.null_label)
             both = self.unet(torch.cat([x, x]), timestep, torch.cat([null, label])).sample
-            return torch.lerp(*both.chunk(2), guidance)
+            return self.sign * torch.lerp(*both.chunk(2), guidance)
 
         return field
 
