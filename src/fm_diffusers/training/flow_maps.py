@@ -33,6 +33,13 @@ def time_of(path: GaussianPath, u: Tensor) -> Tensor:
     return path.time(torch.logit(u)).clamp(0, 1)
 
 
+def on_path(path: GaussianPath, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return the samples :math:`x = (\alpha + \beta) y` at clocks u, and their times t."""
+    t = time_of(path, u)
+    c = path(t)
+    return expand_like(c.alpha + c.beta, y) * y, t
+
+
 class Slope(NamedTuple):
     """A network of two times as the average slope :math:`G(y, u, v)` of a batch.
 
@@ -50,9 +57,8 @@ class Slope(NamedTuple):
 
     def __call__(self, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Return the slopes from states `y` at times `u`, shape `(batch,)`, to times `v`."""
-        path, t = self.scheduler.path, time_of(self.scheduler.path, u)
-        c = path(t)
-        x = expand_like(c.alpha + c.beta, y) * y
+        path = self.scheduler.path
+        x, t = on_path(path, y, u)
         told = {"timestep_cond": step_features(v - u, self.guidance_scale)}
         fed = (x, self.scheduler.to_timestep(t), self.condition)
         q = self.network(*fed, **told, return_dict=False)[0][:, : y.shape[1]].float()

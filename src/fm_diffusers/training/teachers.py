@@ -16,7 +16,7 @@ from fm_diffusers.pipelines.conditions import Asked
 from fm_diffusers.predictions import CANONICAL, convert
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.solvers import trajectory
-from fm_diffusers.training.flow_maps import clock_of, time_of
+from fm_diffusers.training.flow_maps import clock_of, on_path
 from fm_diffusers.training.held_out import HeldOut, held_out_share
 
 #: How many prompts are encoded at once.
@@ -139,14 +139,14 @@ class Guided(NamedTuple):
     def __call__(self, y: Tensor, u: Tensor) -> Tensor:
         """Return the slopes at states `y` and times `u`, shape `(batch,)`."""
         scheduler, network = self.pipe.scheduler, self.pipe.network
-        path, t = scheduler.path, time_of(scheduler.path, u)
-        c = path(t)
-        x, fed = expand_like(c.alpha + c.beta, y) * y, scheduler.to_timestep(t)
+        x, t = on_path(scheduler.path, y, u)
+        fed = scheduler.to_timestep(t)
         q = network(x, fed, self.condition, return_dict=False)[0][:, : y.shape[1]]
         if self.null is not None:
             null = network(x, fed, self.null, return_dict=False)[0][:, : y.shape[1]]
             q = torch.lerp(null, q, expand_like(self.guidance_scale, q))
-        return convert(path, scheduler.config.prediction_type, CANONICAL, x, q.float(), t)
+        kind = scheduler.config.prediction_type
+        return convert(scheduler.path, kind, CANONICAL, x, q.float(), t)
 
 
 def guided(
