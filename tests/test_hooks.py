@@ -140,10 +140,11 @@ class Hook(diffusers.hooks.ModelHook):
 def test_hooks_on_layers_are_found_and_say_whether_they_remember():
     network = nn.Sequential(nn.Linear(1, 1))
     registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize
-    registry(network)
+    assert diffusers_internals.child_hooks(network) == []
     hook = Hook()
     registry(network[0]).register_hook(hook, "mine")
-    registry(network).invalidate_child_registries_cache()
+    assert diffusers_internals.child_hooks(network) == []  # it remembers what it has found
+    diffusers_internals.forget_child_hooks(network)
     assert diffusers_internals.child_hooks(network) == [hook]
     assert not diffusers_internals.is_stateful(hook)
 

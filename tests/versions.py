@@ -89,7 +89,8 @@ def tried(name, pins, on_top, tests):
     python, variables = made
     found = subprocess.run([python, "-c", VERSIONS], env=variables, capture_output=True, text=True)
     variables |= {"OMP_NUM_THREADS": "1"}
-    said(log, python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, env=variables)
+    options = ("-q", "-p", "no:cacheprovider", "--continue-on-collection-errors")
+    said(log, python, "-m", "pytest", *options, *tests, env=variables)
     text = log.read_text()
     outcome = re.findall(r"^=* ?(\d+ (?:passed|failed|error).*?) in ", text, re.MULTILINE)
     wrong = re.findall(r"^(?:FAILED|ERROR) (tests/\S+)", text, re.MULTILINE)
@@ -113,6 +114,8 @@ def main():
         table.append(tried(name.replace(",", "+"), pins, args.on_top, args.tests))
         (WHERE / "table.md").write_text("\n".join(table) + "\n")
         print(table[-1], flush=True)
+    good = [re.search(r"\| \d+ passed[^;]*\|", row) for row in table[2:]]
+    sys.exit(not all(good))
 
 
 if __name__ == "__main__":

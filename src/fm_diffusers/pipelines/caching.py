@@ -41,7 +41,13 @@ from diffusers.hooks import (
 )
 from torch import nn
 
-from fm_diffusers.diffusers_internals import StateManager, child_hooks, give_base, is_stateful
+from fm_diffusers.diffusers_internals import (
+    StateManager,
+    child_hooks,
+    forget_child_hooks,
+    give_base,
+    is_stateful,
+)
 
 ASKED_HOOK = "asked_with_cache"
 #: Names of classes of layers of U-Nets that return more than a tensor.
@@ -174,7 +180,7 @@ for network in (DiTTransformer2DModel, UNet2DModel, UNet2DConditionModel):
 
 def layer_hooks(network: nn.Module) -> list[ModelHook]:
     """Return the hooks of diffusers on the layers of a network, not on itself."""
-    HookRegistry.check_if_exists_or_initialize(network).invalidate_child_registries_cache()
+    forget_child_hooks(network)
     return known_hooks(network)
 
 
