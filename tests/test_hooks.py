@@ -144,7 +144,7 @@ def test_hooks_on_layers_are_found_and_say_whether_they_remember():
     hook = Hook()
     registry(network[0]).register_hook(hook, "mine")
     assert diffusers_internals.child_hooks(network) == []  # it remembers what it has found
-    diffusers_internals.forget_child_hooks(network)
+    registry(network).invalidate_child_registries_cache()
     assert diffusers_internals.child_hooks(network) == [hook]
     assert not diffusers_internals.is_stateful(hook)
 

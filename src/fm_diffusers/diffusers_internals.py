@@ -65,13 +65,6 @@ def child_hooks(network: nn.Module) -> list[ModelHook]:
     return [hook for registry in registries for hook in registry.hooks.values()]
 
 
-def forget_child_hooks(network: nn.Module) -> None:
-    """Let registries look for hooks on layers anew (before 0.41 nothing of diffusers does it)."""
-    for layer in network.modules():
-        if (registry := vars(layer).get("_diffusers_hook")) is not None:
-            registry._child_registries_cache = None
-
-
 def is_stateful(hook: ModelHook) -> bool:
     """Return whether a hook remembers something from one call of the network to the next."""
     return hook._is_stateful

@@ -44,7 +44,6 @@ from torch import nn
 from fm_diffusers.diffusers_internals import (
     StateManager,
     child_hooks,
-    forget_child_hooks,
     give_base,
     is_stateful,
 )
@@ -180,7 +179,7 @@ for network in (DiTTransformer2DModel, UNet2DModel, UNet2DConditionModel):
 
 def layer_hooks(network: nn.Module) -> list[ModelHook]:
     """Return the hooks of diffusers on the layers of a network, not on itself."""
-    forget_child_hooks(network)
+    HookRegistry.check_if_exists_or_initialize(network).invalidate_child_registries_cache()
     return known_hooks(network)
 
 
