@@ -12,7 +12,7 @@ else
 TORCH ?= torch==2.13.0+cpu
 endif
 
-.PHONY: demo test test-slow bench style check clean
+.PHONY: demo test test-slow coverage versions bench style check clean
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,17 @@ test: $(VENV)/installed
 test-slow: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadgroup -q -m slow
 
+# What the quick tests run of the package, line by line.
+coverage: $(VENV)/installed
+	$(BIN)/coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(CORES) --dist loadgroup -q
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
+# The oldest and the newest releases that setup.cfg allows, each in an environment of its own.
+versions: $(VENV)/installed
+	$(BIN)/python -m tests.versions $(ROWS)
+
 # Exact fields and `step`. MNIST=folder takes MNIST in place of scikit-learn's digits; with
 # MODELS="folder ..." of trained pipelines their samples are measured too.
 RESULTS ?= outputs/benchmarks
@@ -58,6 +69,8 @@ style: $(VENV)/installed
 
 check: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/vulture
 
 clean:
 	rm -rf $(VENV) outputs build dist src/*.egg-info

@@ -217,3 +217,12 @@ def test_data_predictions_are_bounded(bounds):
     ours.set_timesteps(4)
     result = ours.step(3 * NOISE, ours.timesteps[0], X)
     assert result.pred_original_sample.abs().max() <= 1
+
+
+def test_the_index_of_a_timestep_is_found_in_another_schedule_too():
+    ours = GaussianFlowScheduler()
+    assert ours.index_for_timestep(998.6) == 1  # before set_timesteps, of all that were trained
+    ours.set_timesteps(4)
+    schedule = torch.tensor([900.0, 500.0, 100.0])
+    assert ours.index_for_timestep(torch.tensor(480.0), schedule) == 1
+    assert ours.index_for_timestep(ours.timesteps[2]) == 2

@@ -58,6 +58,8 @@ def test_a_stream_has_no_epochs():
     assert plan(stream, max_train_steps=50) == Steps(50, 0, 50)
     with pytest.warns(UserWarning, match="--max_train_steps 50 is what counts, not --num_train"):
         plan(stream, max_train_steps=50, num_train_epochs=2)
+    with pytest.raises(ValueError, match="set --max_train_steps"):
+        plan(stream, num_train_epochs=2)
 
 
 @pytest.mark.parametrize(

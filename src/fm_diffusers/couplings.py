@@ -217,7 +217,7 @@ def _check(z: Tensor, eps: Tensor, condition: Tensor | None, weight: float | Non
         )
     codes = condition is not None and condition.is_floating_point()
     shape = z.shape[:1] if condition is None else condition.shape[: 1 if codes else None]
-    if shape != z.shape[:1]:
+    if condition is not None and shape != z.shape[:1]:
         raise ValueError(
             f"condition must be integer labels of shape ({len(z)},) or floating codes of shape "
             f"({len(z)}, ...), got {condition.dtype} of shape {tuple(condition.shape)}"

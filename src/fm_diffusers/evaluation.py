@@ -28,6 +28,7 @@ and Radon Wasserstein Barycenters of Measures" (2015).
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +129,7 @@ def frechet_distance(real: Tensor, samples: Tensor) -> float:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    as_they_are = nn.Identity()
+    as_they_are: Any = nn.Identity()
     as_they_are.num_features = real.shape[1]
     metric = FrechetInceptionDistance(feature=as_they_are, normalize=True).set_dtype(torch.double)
     metric.update(real.cpu().double(), real=True)
@@ -154,7 +155,8 @@ def covered(points: Tensor, manifold: Tensor, neighbours: int = 3) -> float:
     """
     if len(manifold) <= neighbours:
         raise ValueError(f"{neighbours} neighbours need more points, got {len(manifold)}")
-    distance = {"p": 2.0, "compute_mode": "donot_use_mm_for_euclid_dist"}  # exactly 0 to itself
+    # exactly 0 to itself
+    distance: dict[str, Any] = {"p": 2.0, "compute_mode": "donot_use_mm_for_euclid_dist"}
     radius = [
         torch.cdist(part, manifold, **distance).kthvalue(neighbours + 1).values
         for part in manifold.split(BLOCK)

@@ -24,6 +24,7 @@ Diffusion Guidance", https://arxiv.org/abs/2207.12598.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,8 @@ def guided(conditional: Field, unconditional: Field, guidance_scale: float) -> F
 
 def converted(field: Field, path: GaussianPath, source: str, target: str) -> Field:
     """Return the field that predicts `target`, from one that predicts `source`."""
-    check_prediction(source), check_prediction(target)
+    check_prediction(source)
+    check_prediction(target)
     return lambda x, t: convert(path, source, target, x, field(x, t), t)
 
 
@@ -112,15 +114,23 @@ class GaussianMixture:
             if not (value > 0).all():
                 raise ValueError(f"{name} must be positive, got a minimum of {value.min().item()}")
             object.__setattr__(self, name, value.expand(count))
-        object.__setattr__(self, "weights", self.weights / self.weights.sum())
+        weights, _ = self._numbers
+        object.__setattr__(self, "weights", weights / weights.sum())
+
+    @property
+    def _numbers(self) -> tuple[Tensor, Tensor]:
+        """The weights and the deviations, one for each component since `__post_init__`."""
+        assert isinstance(self.weights, Tensor) and isinstance(self.stds, Tensor)
+        return self.weights, self.stds
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` data points."""
-        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        weights, stds = self._numbers
+        k = torch.multinomial(weights, n, replacement=True, generator=generator)
         noise = torch.randn(
             n, *self.means.shape[1:], generator=generator, dtype=self.means.dtype
         ).to(self.means.device)
-        return self.means[k] + self._shaped(self.stds[k]) * noise
+        return self.means[k] + self._shaped(stds[k]) * noise
 
     def log_joint(self, path: GaussianPath, x: Tensor, t: float | Tensor) -> Tensor:
         r"""Return :math:`\log w_k N(x; \alpha m_k, v_k I)`, shape `(batch, components)`.
@@ -131,7 +141,7 @@ class GaussianMixture:
         v = c.alpha**2 * self.stds**2 + c.beta**2
         cross = c.alpha * (x @ m.T)
         distance = x.square().sum(1, keepdim=True) - 2 * cross + c.alpha**2 * m.square().sum(1)
-        return self.weights.log() - (distance / v + x.shape[1] * (2 * torch.pi * v).log()) / 2
+        return self._numbers[0].log() - (distance / v + x.shape[1] * (2 * torch.pi * v).log()) / 2
 
     def posterior_weights(self, path: GaussianPath, x: Tensor, t: float | Tensor) -> Tensor:
         """Return `p(k | x)`, shape `(batch, components)`: which component might `x` come from."""
@@ -167,7 +177,7 @@ class GaussianMixture:
         def field(x: Tensor, t: Tensor) -> Tensor:
             z, score = self.sample_and_score(path, x, t)
             c = path(t)
-            exact = {
+            exact: tuple[Any, Any] | None = {
                 "velocity": (c.d_alpha, -path.half_d_variance(t)),
                 "flow_prediction": (-c.d_alpha, path.half_d_variance(t)),
                 "sample": (1.0, 0.0),

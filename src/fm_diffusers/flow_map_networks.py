@@ -60,9 +60,11 @@ class FlowMapUNet2DModel(UNet2DModel):
             )
         _register(self, time_cond_proj_dim, distilled_guidance)
         width = self.config.block_out_channels[0] * 4
-        self.class_embedding = LabelsAndFeatures(self.class_embedding, time_cond_proj_dim, width)
+        labels: Any = self.class_embedding
+        told = LabelsAndFeatures(labels, time_cond_proj_dim, width)
+        self.class_embedding: LabelsAndFeatures = told
 
-    __init__.__signature__ = _with_more(UNet2DModel.__init__)
+    vars(__init__)["__signature__"] = _with_more(UNet2DModel.__init__)
 
     @property
     def told(self) -> list[LabelsAndFeatures]:
@@ -100,7 +102,7 @@ class FlowMapDiTTransformer2DModel(DiTTransformer2DModel):
                 own.class_embedder, time_cond_proj_dim, self.inner_dim
             )
 
-    __init__.__signature__ = _with_more(DiTTransformer2DModel.__init__)
+    vars(__init__)["__signature__"] = _with_more(DiTTransformer2DModel.__init__)
 
     @property
     def told(self) -> list[LabelsAndFeatures]:
@@ -135,7 +137,7 @@ class FlowMapUNet2DConditionModel(UNet2DConditionModel):
         _register(self, time_cond_proj_dim, distilled_guidance)
         nn.init.zeros_(self.time_embedding.cond_proj.weight)
 
-    __init__.__signature__ = _with_more(UNet2DConditionModel.__init__)
+    vars(__init__)["__signature__"] = _with_more(UNet2DConditionModel.__init__)
 
 
 def _register(
@@ -146,11 +148,12 @@ def _register(
     Raises:
         ValueError: for a guidance that is no number, and no ascending pair of two.
     """
-    pair = isinstance(guidance, list | tuple)
-    numbers = list(guidance) if pair else [] if guidance is None else [guidance]
+    pair = list(guidance) if isinstance(guidance, list | tuple) else None
+    numbers: list[Any] = [guidance] if pair is None else pair
     if (
-        not all(map(is_number, numbers))
-        or pair
+        guidance is not None
+        and not all(map(is_number, numbers))
+        or pair is not None
         and not (len(numbers) == 2 and numbers[0] < numbers[1])
     ):
         raise ValueError(
@@ -182,7 +185,10 @@ def is_of_two_times(network: nn.Module) -> bool:
 
 def distilled_guidance(network: nn.Module) -> float | list[float] | None:
     """Return the guidance scale that a network has learned, the ends of several, or None."""
-    return network.config.distilled_guidance if is_of_two_times(network) else None
+    if not is_of_two_times(network):
+        return None
+    config: Any = network.config
+    return config.distilled_guidance
 
 
 def with_two_times(
@@ -205,7 +211,7 @@ def with_two_times(
                 f"learned {network.config.distilled_guidance}: begin with a network of one time"
             )
         return copy.deepcopy(network)
-    made = OF_TWO_TIMES.get(type(network))
+    made: Any = OF_TWO_TIMES.get(type(network))
     if made is None or network.config.get("time_cond_proj_dim"):
         known = ", ".join(cls.__name__ for cls in OF_TWO_TIMES)
         raise ValueError(

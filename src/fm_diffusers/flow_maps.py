@@ -154,14 +154,16 @@ def exact_average_slope(data: GaussianMixture, accuracy: float = 1e-10) -> Avera
         accuracy: relative and absolute tolerance of the integration.
     """
     if len(data.means) == 1:
-        return _of_gaussian(data.means[0], data.stds[0])
+        return _of_gaussian(data.means[0], torch.as_tensor(data.stds)[0])
     field = data.field(Linear())
 
     def slope(y: Tensor, u: Tensor, v: Tensor) -> Tensor:
         if u == v:
             return field(y, u)
-        ends, tolerances = (u.item(), v.item()), {"rtol": accuracy, "atol": accuracy}
-        end = integrate_adaptive(Linear(), field, y, *ends, method="dopri8", **tolerances)
+        ends = (u.item(), v.item())
+        end = integrate_adaptive(
+            Linear(), field, y, *ends, rtol=accuracy, atol=accuracy, method="dopri8"
+        )
         return (end - y) / (v - u)
 
     def average_slope(y: Tensor, u: Tensor, v: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from fm_diffusers.paths import Linear
 from fm_diffusers.scheduler import GaussianFlowScheduler
-from fm_diffusers.solvers import EULER, RungeKutta
+from fm_diffusers.solvers import RungeKutta
+from fm_diffusers.solvers.runge_kutta import EULER
 
 
 class FlowPrediction(nn.Module):
@@ -54,12 +55,12 @@ class FlowPrediction(nn.Module):
         return self.network.config
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Any:
         """The network's."""
         return self.network.dtype
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> Any:
         """The network's."""
         return self.network.device
 

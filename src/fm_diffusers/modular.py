@@ -32,8 +32,8 @@ from diffusers.modular_pipelines import (
     PipelineState,
     SequentialPipelineBlocks,
 )
-from diffusers.modular_pipelines.modular_pipeline import MODULAR_PIPELINE_MAPPING
 
+from fm_diffusers.diffusers_internals import MODULAR_PIPELINE_MAPPING
 from fm_diffusers.pipelines.arguments import check_output
 from fm_diffusers.pipelines.blocks.base import MODEL_NAME, outputs
 from fm_diffusers.pipelines.blocks.loop import DenoiseStep
@@ -225,10 +225,10 @@ class FlowMatchingModularPipeline(LoraLoader, ModularPipeline):
             write_blocks(file.parent)
 
 
-def _is_usual(component: Any, cls: type, config: dict[str, Any]) -> bool:
+def _is_usual(component: Any, cls: type[Any], config: dict[str, Any]) -> bool:
     """Return whether a component is the one that blocks bring along."""
-    parameters = inspect.signature(cls.__init__).parameters.values()
-    usual = {p.name: p.default for p in parameters if p.name != "self"} | config
+    parameters = inspect.signature(cls).parameters.values()
+    usual = {p.name: p.default for p in parameters} | config
     return type(component) is cls and all(component.config[k] == v for k, v in usual.items())
 
 

@@ -185,7 +185,7 @@ def _by_quantile(quantile: Callable[..., Tensor], base: Callable[..., Tensor]) -
 
     given, own = inspect.signature(base), inspect.signature(quantile)
     parameters = [*given.parameters.values(), *list(own.parameters.values())[1:]]
-    sampler.__signature__ = given.replace(parameters=parameters)
+    vars(sampler)["__signature__"] = given.replace(parameters=parameters)
     return sampler
 
 

@@ -37,7 +37,7 @@ from fm_diffusers.pipelines.labels import by_number
 from fm_diffusers.pipelines.networks import check_components
 from fm_diffusers.pipelines.operations import Operations
 from fm_diffusers.scheduler import GaussianFlowScheduler
-from fm_diffusers.scheduling.transition import Generators
+from fm_diffusers.scheduling.noise import Generators
 
 
 class FlowMatchingPipeline(Operations):
@@ -241,7 +241,7 @@ class FlowMatchingPipeline(Operations):
             latents = denoise(own, latents, condition, guidance, generator, *looked_at)
         images = latents if output_type == "latent" else self.decode_latents(latents)
         changed = edit is not None and output_type != "latent"
-        if changed:
+        if edit is not None and changed:
             images = edit.finish(self.image_processor.denormalize(images))
         scaled = [not changed] * len(images)
         images = self.image_processor.postprocess(images, output_type, scaled)

@@ -10,6 +10,7 @@ A `Clock` says what the network is fed at a time, a `Plan` holds the weights of 
 `fm_diffusers.solvers`, and a sampling loop equals `fm_diffusers.solvers.integrate` bit for bit.
 """
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -19,12 +20,12 @@ from torch import Tensor
 
 from fm_diffusers.scheduling.brownian import BrownianPaths
 from fm_diffusers.scheduling.contract import Contract
+from fm_diffusers.scheduling.noise import Generators
 from fm_diffusers.scheduling.place import Place, Timestep, place_at
 from fm_diffusers.scheduling.plan import Plan, at_noise_level
 from fm_diffusers.scheduling.step import advance_from, begun, prepare, transition_from
 from fm_diffusers.scheduling.transition import (
     GaussianFlowSchedulerOutput,
-    Generators,
     Transition,
     in_dtype,
 )
@@ -187,7 +188,7 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         if config is not None and not isinstance(config, dict):  # a folder, as diffusers takes it
             config, kwargs = cls.load_config(config, return_unused_kwargs=True, **kwargs)
         if config is not None:
-            own = cls._get_init_keys(cls) - {"self"}
+            own = {*inspect.signature(cls).parameters}
             config = translate(config, own, return_unused_kwargs, **kwargs)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 

@@ -5,6 +5,8 @@ of their own, which is added to that of the labels. What networks of diffusers t
 becomes one tensor of labels and features, side by side.
 """
 
+from typing import Any
+
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import Tensor, nn
@@ -73,8 +75,10 @@ def side_by_side(
     Raises:
         ValueError: for a network of labels without any, the reverse, or another shape of features.
     """
-    count, shape = len(sample), (len(sample), network.config.time_cond_proj_dim)
-    if (labels is None) != (network.told[0].labels is None):
+    config: Any = network.config
+    told: Any = network.told
+    count, shape = len(sample), (len(sample), config.time_cond_proj_dim)
+    if (labels is None) != (told[0].labels is None):
         raise ValueError(
             f"class_labels must be {'left out' if labels is not None else 'given'}: the network "
             f"was {'not ' if labels is not None else ''}trained with classes"

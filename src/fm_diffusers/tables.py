@@ -28,7 +28,7 @@ def look_up(kind: str, table: dict[str, Any], name: str) -> Any:
 
 def make(
     kind: str,
-    table: dict[str, Callable],
+    table: dict[str, Any],
     name: str,
     parameters: dict[str, Any] | None,
     **given: Any,
@@ -77,10 +77,10 @@ def make(
     return made
 
 
-def _names(entry: Callable) -> set[str]:
+def _names(entry: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(entry).parameters)
 
 
-def _free(entry: Callable, given: dict[str, Any]) -> str:
+def _free(entry: Callable[..., Any], given: dict[str, Any]) -> str:
     """Return what a configuration may say of an entry, for messages."""
     return ", ".join(sorted(_names(entry) - set(given))) or "none"

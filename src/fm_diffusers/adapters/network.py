@@ -122,7 +122,7 @@ def _prediction(output: Any, entry: int | str | None) -> Tensor:
     """Return the tensor in what a network returned that is its prediction."""
     if isinstance(output, Tensor) and entry is None:
         return output
-    key = entry if entry is not None else 0 if isinstance(output, tuple | list) else "sample"
+    key: Any = entry if entry is not None else 0 if isinstance(output, tuple | list) else "sample"
     try:
         by_name = isinstance(key, str) and not isinstance(output, Mapping)
         found = getattr(output, key) if by_name else output[key]

@@ -83,7 +83,8 @@ def calibrate(
             'the scheduler of its teacher, or one with solver="predictor_corrector"'
         )
     one = isinstance(num_inference_steps, Integral)
-    steps = [int(n) for n in ([num_inference_steps] if one else num_inference_steps)]
+    given: Any = [num_inference_steps] if one else num_inference_steps
+    steps = [int(n) for n in given]
     if min(steps, default=0) < 2:
         raise ValueError(f"num_inference_steps must be at least 2 to be calibrated, got {steps}")
     for name, value in (("reference_steps", reference_steps), ("batch_size", batch_size)):

@@ -111,7 +111,8 @@ class Problem:
 
     def sizes(self, times: Tensor) -> list[float]:
         """Return alpha + beta."""
-        return sum(self.path(times)[:2]).tolist()
+        c = self.path(times)
+        return (c.alpha + c.beta).tolist()
 
     @torch.no_grad()
     def _states(self, times: Tensor) -> list[Tensor]:
@@ -148,7 +149,8 @@ class Problem:
         if not (times.diff() > 0).all():
             return replace(trial, rms=math.inf, median=math.inf)
         steps, sizes = list(self.solver(trial.method).steps(times)), self.sizes(times)
-        y, slopes, asked, rows = self.start, [], [], []
+        slopes: list[Tensor] = []
+        y, asked, rows = self.start, [], []
         for n, step in enumerate(steps):
             x = sizes[n] * y
             asked.append((step.t, x, self._output(step.t, x, seen[n : n + 1])))

@@ -21,6 +21,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -200,6 +201,7 @@ class Diffusion:
     def _rate(self, path: GaussianPath, t: Tensor, power: float, alpha_end: Tensor) -> Tensor:
         alpha, beta, *_ = path(t)
         alpha = torch.where(alpha > 0, alpha, alpha_end)
+        assert self.profile is not None  # check_rate has seen to it
         return self.profile(path, t, self.scale) * alpha**self.alpha_power * beta**power
 
     def _quadrature(self, path: GaussianPath, t: Tensor, s: Tensor, scale: float) -> Tensor:
@@ -235,5 +237,5 @@ def windowed(diffusion: Diffusion, windows: Iterable[Sequence[float]]) -> Diffus
         >>> early.integral(Linear(), torch.tensor([0.25, 0.5]), torch.tensor([0.5, 0.75])) > 0
         tensor([ True, False])
     """
-    windows = [tuple(w) if isinstance(w, Sequence) else (w,) for w in windows]
-    return replace(diffusion, windows=tuple(windows))
+    given: list[Any] = [tuple(w) if isinstance(w, Sequence) else (w,) for w in windows]
+    return replace(diffusion, windows=tuple(given))

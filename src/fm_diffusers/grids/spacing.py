@@ -44,7 +44,8 @@ def flow_match(
     ends = torch.tensor([1.0, 1 / num_train_timesteps], dtype=torch.float64)
     if not use_dynamic_shifting:
         ends = shift_noise(ends, shift)
-    sigmas = torch.linspace(*ends.tolist(), n, dtype=torch.float64)
+    first, last = ends.tolist()
+    sigmas = torch.linspace(first, last, n, dtype=torch.float64)
     return _with_end("flow_match", _times("flow_match", path, sigmas), t_max)
 
 

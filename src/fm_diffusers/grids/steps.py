@@ -74,7 +74,8 @@ def cut_steps(
             f"{_ratio(start):.6g}"
         )
     _warn_of_leaps({"sigma_max": (first, span[0]), "sigma_min": (span[1], last)})
-    steps = torch.linspace(*values, max(count, 1) + 1, dtype=torch.float64)
+    low, high = values
+    steps = torch.linspace(low, high, max(count, 1) + 1, dtype=torch.float64)
     return _between(ends, path.time(inverse(steps[1:n])))
 
 

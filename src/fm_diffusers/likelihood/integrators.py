@@ -51,7 +51,11 @@ def on_grid(num_steps: int, solver: str = "rk4") -> Integrator:
 
     def integrator(field: Field, state: Tensor, start: float, end: float) -> Tensor:
         ends = (1 - torch.tensor([start, end], dtype=torch.float64)) ** (1 / CROWDING)
-        times = 1 - torch.lerp(*ends, torch.linspace(0, 1, num_steps + 1).double()) ** CROWDING
+        times = (
+            1
+            - torch.lerp(ends[0], ends[1], torch.linspace(0, 1, num_steps + 1).double())
+            ** CROWDING
+        )
         try:
             method.plan(times)
         except ValueError as error:

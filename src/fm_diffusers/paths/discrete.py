@@ -160,7 +160,8 @@ class Discrete(GaussianPath):
         if device not in self._on_devices:
             both = self._angles, math.pi / 2 - self._angles
             dtype = torch.float64 if device.type == "cpu" else torch.float32
-            self._on_devices[device] = tuple(table.to(dtype).to(device) for table in both)
+            angles, rest = (table.to(dtype).to(device) for table in both)
+            self._on_devices[device] = (angles, rest)
         return self._on_devices[device]
 
     def coefficients(self, t: Tensor) -> Coefficients:  # noqa: D102

@@ -162,7 +162,9 @@ def check_output(output_type: Any, return_dict: Any) -> None:
         raise ValueError(f"return_dict must be True or False, got {shown(return_dict)}")
 
 
-def check_callback(callback: Callable | None, tensor_inputs: Any, known: Sequence[str]) -> None:
+def check_callback(
+    callback: Callable[..., Any] | None, tensor_inputs: Any, known: Sequence[str]
+) -> None:
     """Raise a `ValueError` for a callback that cannot be called, or tensors that do not exist."""
     if callback is not None and not callable(callback):
         raise ValueError(

@@ -39,8 +39,14 @@ from diffusers.hooks import (
     PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
 )
-from diffusers.hooks.hooks import StateManager
 from torch import nn
+
+from fm_diffusers.diffusers_internals import (
+    StateManager,
+    child_hooks,
+    give_base,
+    is_stateful,
+)
 
 ASKED_HOOK = "asked_with_cache"
 #: Names of classes of layers of U-Nets that return more than a tensor.
@@ -168,8 +174,7 @@ class StepCached(CacheMixin):
 
 
 for network in (DiTTransformer2DModel, UNet2DModel, UNet2DConditionModel):
-    if not issubclass(network, CacheMixin):
-        network.__bases__ += (StepCached,)
+    give_base(network, StepCached, unless=CacheMixin)
 
 
 def layer_hooks(network: nn.Module) -> list[ModelHook]:
@@ -180,8 +185,7 @@ def layer_hooks(network: nn.Module) -> list[ModelHook]:
 
 def known_hooks(network: nn.Module) -> list[ModelHook]:
     """Return the hooks that `layer_hooks` has found, without going through all layers again."""
-    registries = HookRegistry.check_if_exists_or_initialize(network)._get_child_registries()
-    return [hook for registry in registries for hook in registry.hooks.values()]
+    return child_hooks(network)
 
 
 def goes_by_name(network: nn.Module) -> bool:
@@ -209,7 +213,7 @@ def trajectory(network: nn.Module, name: str) -> AbstractContextManager[None]:
 
 def check_exact(network: nn.Module, what: str) -> None:
     """Raise a `ValueError` for a network with a cache where `what` needs the network itself."""
-    if any(hook._is_stateful for hook in layer_hooks(network)):
+    if any(map(is_stateful, layer_hooks(network))):
         raise ValueError(
             f"{what} needs the network itself, at any time, but a cache keeps what it computed at "
             "another: call disable_cache of the network first"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fm_diffusers.pipelines.caching import check_exact
 from fm_diffusers.pipelines.guidance import as_scale
-from fm_diffusers.scheduling.transition import Generators
+from fm_diffusers.scheduling.noise import Generators
 
 
 def field_and_noise(

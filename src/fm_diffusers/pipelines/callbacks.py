@@ -74,6 +74,7 @@ def replaced(
         if name == "latents":
             latents = fitting(name, value, latents, len(latents))
         else:
+            assert condition is not None
             condition = _told(name, value, condition, len(latents))
     return latents, condition
 

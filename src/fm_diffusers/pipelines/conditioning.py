@@ -218,7 +218,7 @@ class Conditioning:
                 "do_classifier_free_guidance=True"
             )
 
-        def states(texts: str | list[str]) -> Tensor:
+        def states(texts: str | list[str] | None) -> Tensor:
             if self.text_encoder is None:
                 raise ValueError("the pipeline has no text_encoder: pass prompt_embeds")
             texts = arguments.texts("prompt", texts)

@@ -176,7 +176,7 @@ class Asked:
     guider: BaseGuidance | None = None
 
     def __post_init__(self) -> None:
-        kept = {name: arguments.count(name, getattr(self, name)) for name in REPEATS}
+        kept: dict[str, Any] = {n: arguments.count(n, getattr(self, n)) for n in REPEATS}
         for name, take in OPTIONAL.items():
             if (value := getattr(self, name)) is not None:
                 kept[name] = take(name, value)
@@ -244,7 +244,7 @@ class Asked:
             "negative_prompt": self.negative_prompt,
             "negative_prompt_embeds": self.negative_prompt_embeds,
         }
-        taken = {
+        taken: dict[str, Any] = {
             name: [value[i // self.repeats % len(value)] for i in range(count)]
             for name, value in sources.items()
             if value is not None
@@ -252,8 +252,8 @@ class Asked:
         stacked = {
             name: torch.stack(value) for name, value in taken.items() if name.endswith("embeds")
         }
-        each = {"num_images_per_label": 1, "num_images_per_prompt": 1}
+        each: dict[str, Any] = {"num_images_per_label": 1, "num_images_per_prompt": 1}
         return replace(self, **taken | stacked | each)
 
-    def _conditions(self) -> dict[str, list | Tensor | None]:
+    def _conditions(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in ("class_labels", "prompt", "prompt_embeds")}

@@ -22,7 +22,7 @@ from fm_diffusers.pipelines.guidance import Guidance
 from fm_diffusers.pipelines.outputs import is_finite, taken, warn_unless_finite
 from fm_diffusers.pipelines.precision import compute_dtype
 from fm_diffusers.pipelines.two_times import advance_of, advance_option, features_of
-from fm_diffusers.scheduling.transition import Generators
+from fm_diffusers.scheduling.noise import Generators
 
 
 def predict(
@@ -56,12 +56,15 @@ def predict(
     guidance = guidance if distilled_guidance(network) is None else 1.0
     ask = partial(asked, network, model_input, t, features=features)
     if isinstance(guidance, Guidance):
-        both = condition is not None and len(condition) > len(latents)
-        conditions = condition.chunk(2) if both else (None, condition)
-        return guidance(ask, network, model_input, conditions)
+        if condition is None or len(condition) <= len(latents):
+            return guidance(ask, network, model_input, (None, condition))
+        null, told = condition.chunk(2)
+        return guidance(ask, network, model_input, (null, told))
     if guidance == 1:
         return ask([condition], ["cond"])[0]
-    return torch.lerp(*ask([*condition.chunk(2)], ["uncond", "cond"]), guidance)
+    assert condition is not None
+    null, told = ask([*condition.chunk(2)], ["uncond", "cond"])
+    return torch.lerp(null, told, guidance)
 
 
 def asked(
@@ -80,7 +83,8 @@ def asked(
     if count > 1 and goes_by_name(network):
         pairs = zip(conditions, names, strict=True)
         return [asked(network, x, t, [one], [name], features)[0] for one, name in pairs]
-    condition = None if conditions[0] is None else torch.cat([*conditions])
+    some = [condition for condition in conditions if condition is not None]
+    condition = None if conditions[0] is None else torch.cat(some)
     model_input = torch.cat([x] * count) if count > 1 else x
     model_input = model_input.to(compute_dtype(network))
     timesteps = t.expand(len(model_input))  # a DiT takes no other
@@ -175,7 +179,7 @@ def denoise(
                 break
             pipe._guided = condition is not None and len(condition) > len(latents)
             now = pipe._guidance_scale if pipe._guided or learned else 1.0
-            if guider is not None:
+            if isinstance(guidance, Guidance):
                 now = guidance.at(i, timesteps, pipe._guidance_scale, pipe._guided)
             advance = advance_of(pipe.scheduler, pipe.network, i + begin, t)
             output = pipe.predict(latents, t, condition, now, advance)

@@ -104,6 +104,7 @@ class Editing:
         scheduler, canvas, mask = pipe.scheduler, pipe.canvas, self.mask(pixels)
         timesteps, order = len(scheduler.timesteps), getattr(scheduler, "order", 1)
         intervals = (timesteps + order - 1) // order
+        assert self.strength is not None
         begin = begin_of(self.strength, intervals, order)
         if 0 < begin < timesteps and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin)

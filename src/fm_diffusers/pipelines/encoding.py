@@ -15,7 +15,7 @@ from fm_diffusers.pipelines.labels import label_ids
 from fm_diffusers.pipelines.latents import Latents
 from fm_diffusers.pipelines.life_cycle import LifeCycle
 from fm_diffusers.pipelines.networks import check_components
-from fm_diffusers.scheduling.transition import Generators
+from fm_diffusers.scheduling.noise import Generators
 
 
 class Encoding(LifeCycle):

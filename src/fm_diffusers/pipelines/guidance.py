@@ -28,6 +28,7 @@ import torch
 from diffusers.guiders import BaseGuidance
 from torch import Tensor, nn
 
+from fm_diffusers.diffusers_internals import acts_always, identifier, is_enabled, step_of
 from fm_diffusers.pipelines.skipping import hooked, own_copy
 from fm_diffusers.predictions import CANONICAL, conversion
 from fm_diffusers.scheduler import GaussianFlowScheduler
@@ -109,7 +110,7 @@ def resting_scale(guider: BaseGuidance) -> float:
 
 def leads_away(guider: BaseGuidance) -> bool:
     """Return whether a guider compares with the condition of nothing at some step."""
-    if not assumption(guider).null or not guider._enabled:
+    if not assumption(guider).null or not is_enabled(guider):
         return False
     return not math.isclose(guider.guidance_scale, resting_scale(guider))
 
@@ -125,10 +126,10 @@ def as_scale(asked: Any, use: str) -> float:
         ValueError: for a guider that does something else, or in some of the steps only.
     """
     guider = asked.guider
-    if guider is None or not guider._enabled:
+    if guider is None or not is_enabled(guider):
         return asked.guidance_scale
     plain = type(guider).__name__ == "ClassifierFreeGuidance" and not guider.guidance_rescale
-    if not plain or (guider._start, guider._stop) != (0.0, 1.0):
+    if not plain or not acts_always(guider):
         raise ValueError(
             f"{use} has no steps, in which {type(guider).__name__} acts: it takes the "
             "guidance_scale of classifier-free guidance alone; set pipe.guider to None, or leave "
@@ -144,7 +145,7 @@ def check_guider(guider: BaseGuidance, network: nn.Module) -> None:
     trial = own_copy(guider)  # in no interval yet, so that all that it does is tried
     for batch in trial.prepare_inputs({"condition": torch.zeros(())}):
         try:
-            with hooked(trial, network, batch.__guidance_identifier__):
+            with hooked(trial, network, identifier(batch)):
                 pass
         except (ValueError, AttributeError) as error:
             raise ValueError(
@@ -196,7 +197,7 @@ class Guidance:
         row, guider = assumption(self.guider), self.guider
         told = (condition, null if row.null else condition)
         batches = guider.prepare_inputs({"condition": told})
-        names = [batch.__guidance_identifier__ for batch in batches]
+        names = [identifier(batch) for batch in batches]
         wanted = [told[name == "pred_uncond"] for name in names]
         short = [name.removeprefix("pred_") for name in names]
         if row.hooks:
@@ -210,10 +211,10 @@ class Guidance:
             batch.noise_pred = self._converted(self.there, x, output)
         return self._converted(self.back, x, guider(batches).pred)
 
-    def _converted(self, weights: tuple | None, x: Tensor, q: Tensor) -> Tensor:
+    def _converted(self, weights: tuple[Any, ...] | None, x: Tensor, q: Tensor) -> Tensor:
         if weights is None:
             return q
-        c_x, c_q = weights[self.guider._step]
+        c_x, c_q = weights[step_of(self.guider)]
         return torch.add(c_q * q, x, alpha=c_x)
 
 
@@ -241,8 +242,8 @@ def guidance_of(given: float | BaseGuidance, scheduler: Any) -> "float | Guidanc
     clock = model.clock
     t = clock.convention.time(clock.path, clock.num_train_timesteps, fed)
     weights = [
-        torch.stack(conversion(model.path, *pair, t), 1)
-        for pair in ((source, wanted), (wanted, source))
+        torch.stack(conversion(model.path, known, asked, t), 1)
+        for known, asked in ((source, wanted), (wanted, source))
     ]
     if not torch.stack(weights).isfinite().all():
         raise ValueError(

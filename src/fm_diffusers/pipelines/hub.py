@@ -202,7 +202,9 @@ class SavedPipeline(LoraLoader, DiffusionPipeline):
         return index
 
     @classmethod
-    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, ...]:
+    def extract_init_dict(
+        cls, config_dict: dict[str, Any], **kwargs: Any
+    ) -> tuple[dict[str, Any], ...]:
         """Take our components from the installed modules, not from the repository's files."""
         return super().extract_init_dict(with_our_components(config_dict), **kwargs)
 

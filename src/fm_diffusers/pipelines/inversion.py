@@ -67,9 +67,10 @@ def solved(
     """
     y = start = back(x)
     returned = forth(y)
-    best, error, seen = y, rms(returned - x), []
+    seen: list[tuple[Tensor, Tensor]] = []
+    best, error = y, rms(returned - x)
     for _ in range(0 if tolerance is None else CORRECTIONS):
-        if (error <= tolerance).all():
+        if tolerance is None or (error <= tolerance).all():
             break
         seen = [*seen, (y, start - back(returned))][-MEMORY:]
         y = accelerated(seen)

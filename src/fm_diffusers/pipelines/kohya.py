@@ -16,6 +16,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fm_diffusers.diffusers_internals import (
+    convert_unet_lora_key,
+    map_sgm_blocks_to_diffusers,
+)
+
 #: The components that a prefix can mean.
 PREFIXES = {
     "lora_unet_": ("unet", "transformer"),
@@ -55,26 +60,28 @@ def from_kohya(
     for key, weight in _renamed(layers, networks).items():
         layer, _, what = key.partition(".")
         named.setdefault(layer, {})[what] = weight
-    found, config, wrong = {}, {}, []
+    found: dict[str, Tensor] = {}
+    config: dict[str, dict[str, Any]] = {}
+    wrong: list[str] = []
     for name, parts in named.items():
-        component, layer = _find(name, known)
-        if layer is None or not WEIGHTS <= parts.keys() <= WEIGHTS | OPTIONAL:
+        component, there = _find(name, known)
+        if there is None or not WEIGHTS <= parts.keys() <= WEIGHTS | OPTIONAL:
             wrong += [f"{name}.{what}" for what in sorted(parts)]
             continue
         down, up = parts["lora_down.weight"], parts["lora_up.weight"]
-        place, rank = f"{component}.{layer}", len(down)
+        place, rank = f"{component}.{there}", len(down)
         found |= {f"{place}.lora_A.weight": down, f"{place}.lora_B.weight": up}
         own = config.setdefault(component, {"rank_pattern": {}, "alpha_pattern": {}})
         # the sign says that the name is whole, not the end of one
-        own["rank_pattern"][f"^{layer}"] = rank
-        own["alpha_pattern"][f"^{layer}"] = float(parts.get("alpha", rank))
+        own["rank_pattern"][f"^{there}"] = rank
+        own["alpha_pattern"][f"^{there}"] = float(parts.get("alpha", rank))
     if wrong:
         raise ValueError(
             f"{len(wrong)} weights by kohya's names belong to no layer of {sorted(networks)}, or "
             f"are not lora_down, lora_up and alpha of one: {', '.join(wrong[:8])}"
             f"{', ...' if len(wrong) > 8 else ''}; load a LoRA of this network, or take them out"
         )
-    metadata = {}
+    metadata: dict[str, Any] = {}
     for component, own in config.items():
         layers_of = [layer.removeprefix("^") for layer in own["rank_pattern"]]
         own |= {"r": next(iter(own["rank_pattern"].values())), "target_modules": layers_of}
@@ -102,20 +109,16 @@ def _find(name: str, known: dict[str, dict[str, str]]) -> tuple[str, str | None]
 
 def _original(name: str) -> str:
     """Return what diffusers calls a layer of the original Stable Diffusion, without dots."""
-    from diffusers.loaders.lora_conversion_utils import _convert_unet_lora_key
-
-    converted = _convert_unet_lora_key(f"{name}.lora_down.weight").replace(".processor", "")
+    converted = convert_unet_lora_key(f"{name}.lora_down.weight").replace(".processor", "")
     return converted.replace("_lora.", ".lora.").split(".lora.")[0].replace(".", "_")
 
 
 def _renamed(layers: dict[str, Tensor], networks: dict[str, nn.Module]) -> dict[str, Tensor]:
     """Return the layers with the blocks of the original Stable Diffusion counted as diffusers'."""
-    from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
-
     config = getattr(networks.get("unet"), "config", None)
     original = any(block in key for key in layers for block in ORIGINAL)
     # diffusers would drop the ones where both are
     both = original and any(block in key for key in layers for block in CONVERTED)
     if not original or both or config is None:
         return dict(layers)
-    return _maybe_map_sgm_blocks_to_diffusers(dict(layers), config)
+    return map_sgm_blocks_to_diffusers(dict(layers), config)

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor, nn
+from torch import Tensor
 
 from fm_diffusers.pipelines.arguments import check_generator, count, finite_tensor, is_whole
 from fm_diffusers.pipelines.networks import check_size
 from fm_diffusers.pipelines.outputs import is_finite, taken
 from fm_diffusers.pipelines.precision import upcast
-from fm_diffusers.scheduling.transition import Generators
+from fm_diffusers.scheduling.noise import Generators
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Latents:
         vae: the autoencoder of the samples; None where they are pixels.
     """
 
-    network: nn.Module
+    network: Any
     vae: Any
 
     @property
@@ -83,7 +83,8 @@ class Latents:
             )
         if None in found:
             raise ValueError("the network has no sample_size: pass height and width, or latents")
-        check_size(self.network, found[2:], self.scale_factor)
+        sides = tuple(side for side in found[2:] if side is not None)
+        check_size(self.network, sides, self.scale_factor)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device)
             return latents * init_noise_sigma

@@ -26,15 +26,14 @@ from typing import Any
 
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from diffusers.loaders import PeftAdapterMixin, StableDiffusionLoraLoaderMixin
-from diffusers.loaders.lora_base import _fetch_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fm_diffusers.diffusers_internals import fetch_state_dict, give_base
 from fm_diffusers.pipelines.kohya import from_kohya, is_kohya
 
 for network in (UNet2DModel, DiTTransformer2DModel):
-    if not issubclass(network, PeftAdapterMixin):
-        network.__bases__ += (PeftAdapterMixin,)
+    give_base(network, PeftAdapterMixin, unless=PeftAdapterMixin)
 
 #: Components that adapters are saved for, by the beginning of their keys.
 COMPONENTS = ("unet", "transformer", "text_encoder")
@@ -66,11 +65,12 @@ def lora_layers(adapter_name: str = "default", **networks: nn.Module) -> dict[st
 
     taken = {}
     for name, network in networks.items():
-        if adapter_name not in getattr(network, "peft_config", {}):
+        configs: Any = getattr(network, "peft_config", {})
+        if adapter_name not in configs:
             raise ValueError(f"{name} has no adapter {adapter_name!r}: give it one by add_adapter")
         layers = get_peft_model_state_dict(network, adapter_name=adapter_name)
         taken[f"{name}_lora_layers"] = layers
-        taken[f"{name}_lora_adapter_metadata"] = network.peft_config[adapter_name].to_dict()
+        taken[f"{name}_lora_adapter_metadata"] = configs[adapter_name].to_dict()
     return taken
 
 
@@ -88,7 +88,7 @@ def _fetched(
             f"load_lora_weights has no arguments {sorted(unknown)}: where to look is said by "
             f"weight_name, use_safetensors, subfolder, {', '.join(places)}"
         )
-    return _fetch_state_dict(
+    return fetch_state_dict(
         source,
         weight_name,
         use_safetensors is not False,

@@ -34,7 +34,7 @@ def modular_index(index: dict[str, Any]) -> dict[str, Any]:
         >>> index["null_label"], index["vae"][2]["subfolder"]
         (3, 'vae')
     """
-    found = {"_class_name": PIPELINE, "_blocks_class_name": BLOCKS}
+    found: dict[str, Any] = {"_class_name": PIPELINE, "_blocks_class_name": BLOCKS}
     for name, value in index.items():
         if name == "_diffusers_version" or not name.startswith("_") and not _is_class(value):
             found[name] = value

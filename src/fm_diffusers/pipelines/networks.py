@@ -51,13 +51,15 @@ def label_rows(network: nn.Module) -> int:
         >>> label_rows(DiTTransformer2DModel(**sizes, num_embeds_ada_norm=10))
         11
     """
-    counts = [(network.config.get(key), more) for key, more in LABEL_COUNTS.items()]
+    config: Any = network.config
+    counts = [(config.get(key), more) for key, more in LABEL_COUNTS.items()]
     return next((count + more for count, more in counts if count is not None), 0)
 
 
 def text_width(network: nn.Module) -> int | None:
     """Return the width of the states that a network attends to; None if it takes no text."""
-    width = network.config.get("encoder_hid_dim") or network.config.get("cross_attention_dim")
+    config: Any = network.config
+    width = config.get("encoder_hid_dim") or config.get("cross_attention_dim")
     return width[0] if isinstance(width, list | tuple) else width
 
 
@@ -70,7 +72,8 @@ def count_classes(network: nn.Module, null_label: int | None) -> int:
     """Return the number of classes that can be asked for; 0 for networks without."""
     if not takes_labels(network) or null_label is not None:
         return null_label or 0
-    return next(network.config[k] for k in LABEL_COUNTS if k in network.config)
+    config: Any = network.config
+    return next(config[k] for k in LABEL_COUNTS if k in config)
 
 
 def check_network(network: nn.Module) -> None:
@@ -89,17 +92,18 @@ def check_network(network: nn.Module) -> None:
             f"{type(network).__name__} is as {tuple(arguments[:3])}: "
             "wrap it in a module that reorders them"
         )
-    if "in_channels" not in getattr(network, "config", {}):
+    config: Any = getattr(network, "config", {})
+    if "in_channels" not in config:
         raise ValueError(
             "the network must have a config with in_channels and sample_size, as the models of "
             f"diffusers do, but {type(network).__name__} has none: make it a ModelMixin and "
             "ConfigMixin"
         )
-    channels = network.config.in_channels
-    if network.config.get("out_channels") not in (None, channels, 2 * channels):
+    channels = config.in_channels
+    if config.get("out_channels") not in (None, channels, 2 * channels):
         raise ValueError(
             f"the network must return its in_channels={channels} channels, or twice as many of "
-            f"which the second half is a variance, got out_channels={network.config.out_channels}"
+            f"which the second half is a variance, got out_channels={config.out_channels}"
         )
 
 

@@ -29,7 +29,7 @@ def compute_dtype(component: nn.Module) -> torch.dtype:
         >>> compute_dtype(AutoencoderKL().to(torch.bfloat16))
         torch.bfloat16
     """
-    dtype = component.dtype
+    dtype: Any = component.dtype
     return dtype if dtype in COMPUTED else torch.float32
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from diffusers.guiders import BaseGuidance
 from torch import nn
 
+from fm_diffusers.diffusers_internals import prepared, tell_prepared
+
 #: Predictions that guiders ask for, in the order in which they count them.
 NUMBERS = {"pred_cond": 1, "pred_uncond": 2, "pred_cond_skip": 3, "pred_cond_seg": 3}
 
@@ -40,13 +42,13 @@ def hooked(guider: BaseGuidance, network: nn.Module, prediction: str) -> Iterato
     not at all: so they are told.
     """
     number = NUMBERS[prediction]
-    guider._count_prepared = number - 1
+    tell_prepared(guider, number - 1)
     try:
         guider.prepare_models(network)
-        if guider._count_prepared < number:
-            guider._count_prepared = number
+        if prepared(guider) < number:
+            tell_prepared(guider, number)
             guider.prepare_models(network)
         yield
     finally:
-        guider._count_prepared = number
+        tell_prepared(guider, number)
         guider.cleanup_models(network)

@@ -19,13 +19,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from fm_diffusers.rl.dynamics import get_dynamics, intervals, transition_between
 from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.scheduling.noise import Generators
 from fm_diffusers.scheduling.place import Timestep
-from fm_diffusers.scheduling.transition import Generators, Transition
+from fm_diffusers.scheduling.transition import Transition
 from fm_diffusers.tables import look_up
 
 
@@ -33,7 +35,11 @@ def _density(reduction: str) -> Callable[[Transition, Tensor], Tensor | None]:
     """Return a reading of the log-density, which a step without noise for all has not."""
 
     def read(step: Transition, following: Tensor) -> Tensor | None:
-        return step.log_prob(following, reduction) if bool((step.std > 0).any()) else None
+        return (
+            step.log_prob(following, reduction)
+            if bool(torch.as_tensor(step.std > 0).any())
+            else None
+        )
 
     return read
 
@@ -226,6 +232,7 @@ def read_step(
     read = look_up("log_prob_type", LOG_PROBS, log_prob_type or row.log_prob)
     if following is None:
         following = step.sample(generator)
-    sqrt_dt = (ends[:, 1] - ends[:, 0]).sqrt().to(step.std).reshape(step.std.shape)
-    std_dev_t = step.std / sqrt_dt if row.rate else step.std
+    std = torch.as_tensor(step.std)
+    sqrt_dt = (ends[:, 1] - ends[:, 0]).sqrt().to(std).reshape(std.shape)
+    std_dev_t = std / sqrt_dt if row.rate else std
     return Taken(following, read(step, following.detach()), step.mean, std_dev_t, sqrt_dt)

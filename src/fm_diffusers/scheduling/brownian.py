@@ -34,7 +34,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,7 +88,8 @@ class BrownianClock:
         readings = self(torch.tensor(steps, dtype=torch.float64)).tolist()
         scale = float(self.diffusion.scale)
         return tuple(
-            Span(*ends, scale, tuple(times)) for ends, times in zip(readings, steps, strict=True)
+            Span(start, stop, scale, times)
+            for (start, stop), times in zip(readings, steps, strict=True)
         )
 
     def __call__(self, t: Tensor) -> Tensor:
@@ -222,7 +223,7 @@ def _parts(start: float, stop: float) -> list[tuple[int, float, float]]:
     return parts
 
 
-def _tree(entropy: list[int], shape: torch.Size) -> "BrownianInterval":  # noqa: F821
+def _tree(entropy: list[int], shape: torch.Size) -> Any:
     """Return a Brownian path on [0, 1] that depends on its entropy alone."""
     from torchsde import BrownianInterval
 

@@ -108,7 +108,7 @@ def check_steps(num_inference_steps: Any) -> int:
             f"num_inference_steps must be an integer of at least 1, got {n!r}; or give sigmas or "
             "timesteps"
         )
-    if n > MOST_STEPS:
+    if int(n) > MOST_STEPS:
         raise ValueError(
             f"num_inference_steps must be at most {MOST_STEPS}, got {n}: the weights of every "
             "step are computed before the first; solvers have converged with a few hundred"

@@ -3,6 +3,7 @@ r"""A configuration and what follows from it alone, by the names that diffusers'
 The clock, the solver, the table of the training and the noise at its timesteps.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class Configured:
     clock: Clock
     solver: Solver
     order: int
+    register_to_config: Callable[..., None]
     _training: TrainingTable
 
     # --- the configuration -----------------------------------------------------------------------
@@ -43,7 +45,7 @@ class Configured:
         """Take a configuration; what follows from it, plan and place included, is made anew."""
         old = self.__dict__.get("_internal_dict")
         self.__dict__["_internal_dict"] = FrozenConfig(config)
-        if "clock" in self.__dict__ and public(old) != public(config):
+        if "clock" in self.__dict__ and public(old or {}) != public(config):
             self._configure()
 
     def _configure(self) -> None:

@@ -222,8 +222,8 @@ class Contract(Configured):
         """
         if schedule_timesteps is not None or self._plan is None:
             schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
-            return (schedule - torch.as_tensor(timestep).to(schedule)).abs().argmin().item()
-        return nearest_start(self._plan, timestep).item()
+            return int((schedule - torch.as_tensor(timestep).to(schedule)).abs().argmin())
+        return int(nearest_start(self._plan, timestep))
 
     def _planned(self) -> Plan:
         if self._plan is None:

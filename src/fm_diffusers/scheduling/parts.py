@@ -5,7 +5,6 @@ Each function reads a few keys of a configuration and returns the object that th
 
 import inspect
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -80,7 +79,7 @@ def check_parts(config: Any, clock: Clock) -> Solver:
 def _make(
     config: Any,
     kind: str,
-    table: dict[str, Callable],
+    table: dict[str, Any],
     name: str,
     parameters: dict[str, Any] | None,
     **given: Any,

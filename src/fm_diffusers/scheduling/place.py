@@ -33,7 +33,7 @@ class Place(NamedTuple):
             ODE's are velocities; None where nothing is remembered.
     """
 
-    index: int | Tensor
+    index: int | Tensor  # type: ignore[assignment]  # tuple.index(), which nobody asks
     past: int | Tensor
     memory: tuple[Tensor, ...] = ()
     rounding: Tensor | None = None
@@ -54,25 +54,26 @@ def place_at(
         timesteps, a number that is none of them, or timesteps of their own for every sample.
     """
     timestep = _one_of_equals(timestep)
-    if getattr(timestep, "ndim", 0) and timestep.numel() != 1:
+    if isinstance(timestep, Tensor) and timestep.ndim and timestep.numel() != 1:
         return timestep
     if torch.compiler.is_compiling():  # a graph sees no values: it trusts the place
         if place is not None:
             return place
         index = nearest_start(plan, timestep).cpu() if begin_index is None else begin_index
         return Place(torch.as_tensor(index), torch.tensor(0))
-    going = place is not None and int(place.index) < len(plan.steps)
-    expected = int(place.index) if going else begin_index or 0
-    index = locate(plan, timestep, expected)
-    if index is None:
+    going = place if place is not None and int(place.index) < len(plan.steps) else None
+    expected = begin_index or 0 if going is None else int(going.index)
+    found = locate(plan, timestep, expected)
+    if found is None:
         return float(timestep)
-    return place if going and index == expected else begin(plan, index)
+    return going if going is not None and found == expected else begin(plan, found)
 
 
 def _one_of_equals(timestep: Timestep) -> Timestep:
     """Return one timestep in place of many that share its memory, `t.expand(batch)`."""
-    many = isinstance(timestep, Tensor) and timestep.ndim == 1
-    return timestep[0] if many and timestep.stride() == (0,) else timestep
+    if isinstance(timestep, Tensor) and timestep.ndim == 1 and timestep.stride() == (0,):
+        return timestep[0]
+    return timestep
 
 
 def begin(plan: "Plan", index: int) -> Place:
@@ -132,7 +133,7 @@ def viewed(timestep: Timestep, timesteps: Tensor) -> int | None:
         memory, own = timestep.untyped_storage(), timesteps.untyped_storage()
         if memory._cdata != own._cdata or timestep.dtype != timesteps.dtype:
             return None
-    return timestep.storage_offset() - timesteps.storage_offset()
+    return int(timestep.storage_offset() - timesteps.storage_offset())
 
 
 def nearest_start(plan: "Plan", timestep: Timestep) -> Tensor:

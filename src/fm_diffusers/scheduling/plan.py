@@ -88,7 +88,7 @@ class Plan:
         sigmas = self.clock.sigma(torch.cat([nodes, self.times[-1:]])).float()
         table = torch.tensor(rows, dtype=torch.float64)
         timesteps = self.fed.to(self.device, copy=True)
-        there = {"device": timesteps.device}
+        there: dict[str, Any] = {"device": timesteps.device}
         if timesteps.device.type != "cpu":  # float64 stays on the CPU
             there["dtype"] = torch.float32
         noisy = any(step.std for step in self.steps)
@@ -122,6 +122,7 @@ class Plan:
 
     def _brownian(self) -> BrownianClock:
         check_torchsde()
+        assert self.solver.diffusion is not None
         return BrownianClock(self.solver.path, self.solver.diffusion)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Plan":

@@ -13,7 +13,7 @@ every row), and tensors of one value for each sample where samples are at differ
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -138,6 +138,6 @@ def _output(data: tuple[Weight, Weight], original: Tensor, x: Tensor, q: Tensor)
 def _combined(weights: tuple[Weight, ...], tensors: tuple[Tensor, ...]) -> Tensor:
     """Return the linear combination; one of numbers leaves out what has no weight."""
     if not isinstance(weights[0], Tensor):
-        return combine(weights, tensors)
+        return combine(cast("tuple[float, ...]", weights), tensors)
     first, *others = (w * v for w, v in zip(weights, tensors, strict=True))
     return reduce(torch.add, others, first)

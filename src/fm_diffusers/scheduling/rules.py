@@ -76,7 +76,8 @@ def _is_fitted(n: str, fit: Any) -> bool:
     """Whether an entry of a calibration fits its number of steps."""
     if not n.isdecimal() or not isinstance(fit, dict) or not isinstance(fit.get("method"), dict):
         return False
-    log_snr, rows = fit.get("log_snr"), fit.get("rows", [fit.get("readout")])
+    log_snr: Any = fit.get("log_snr")
+    rows = fit.get("rows", [fit.get("readout")])
     if ("rows" in fit) == ("readout" in fit) or not isinstance(rows, list | tuple) or not rows:
         return False
     if not all(map(_is_numbers, (log_snr, *rows))):

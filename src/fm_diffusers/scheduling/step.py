@@ -119,7 +119,7 @@ def from_place_traced(plan: Plan, place: Place, output: Output, bounds: Bounds) 
     """Return the same with weights as tensors: one graph for the steps of a compiled loop."""
     place = _of_one_kind(plan, place)
     depth, x = plan.table.shape[1], _exact(output.x, place)
-    past = place.past.clamp(max=depth - 1)
+    past = torch.as_tensor(place.past).clamp(max=depth - 1)
     weights = plan.table.flatten(0, 1).index_select(0, (place.index * depth + past).reshape(1))
     row = read(weights[0].unbind())
     missing = range(plan.memory_size - len(place.memory))
@@ -177,7 +177,7 @@ def from_time(
     mean, original, _ = carry_out(row, bounds, (), output.x, output.q, output.known)
     index = (*plan.starts, len(plan.steps))[after]
     place = Place(index, 0, paths=paths)
-    spans = plan.brownian.spans([ends.tolist()]) if plan.brownian else ()
+    spans = plan.brownian.spans([(ends[0].item(), ends[1].item())]) if plan.brownian else ()
     noise = _noise(plan, paths, spans)
     return Transition(mean, row.std, in_dtype(original, output.dtype), place, output.dtype, noise)
 
@@ -239,7 +239,9 @@ def advance_from(plan: Plan, at: Place | float | Tensor) -> Tensor:
             'where the step leads, make the scheduler with solver="flow_map"'
         )
     if isinstance(at, Place) and torch.compiler.is_compiling():
-        return plan.advances.index_select(0, at.index.reshape(1).to(plan.advances.device))[0]
+        return plan.advances.index_select(
+            0, torch.as_tensor(at.index).reshape(1).to(plan.advances.device)
+        )[0]
     if isinstance(at, Place):
         return plan.advances[int(at.index)]
     fed = torch.as_tensor(at, dtype=None if isinstance(at, Tensor) else torch.float64)

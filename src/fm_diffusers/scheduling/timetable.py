@@ -86,17 +86,17 @@ def _lists(
     n: int | None, sigmas: Numbers | None, timesteps: Numbers | None
 ) -> tuple[Tensor | None, Tensor | None, bool]:
     """Return sigmas without their end and timesteps, and whether the end was among them."""
-    sigmas, timesteps = _numbers("sigmas", sigmas), _numbers("timesteps", timesteps)
-    ended = sigmas is not None and len(sigmas) > 1 and sigmas[-1] == 0 and timesteps is None
-    sigmas = sigmas[:-1] if ended else sigmas
-    counts = [len(given) for given in (sigmas, timesteps) if given is not None]
+    noise, fed = _numbers("sigmas", sigmas), _numbers("timesteps", timesteps)
+    ended = noise is not None and len(noise) > 1 and bool(noise[-1] == 0) and fed is None
+    noise = noise[:-1] if noise is not None and ended else noise
+    counts = [len(given) for given in (noise, fed) if given is not None]
     if len(set(counts)) > 1:
         raise ValueError(f"sigmas and timesteps differ in length: {counts[0]}, {counts[1]}")
     if counts and n not in (None, counts[0]):
         raise ValueError(
             f"num_inference_steps={n} contradicts {counts[0]} sigmas or timesteps: leave it out"
         )
-    return sigmas, timesteps, ended
+    return noise, fed, ended
 
 
 def _numbers(name: str, given: Numbers | None) -> Tensor | None:
@@ -115,6 +115,7 @@ def _numbers(name: str, given: Numbers | None) -> Tensor | None:
 def _gives_way(config: Any, clock: Clock, sigmas: Tensor | None, timesteps: Tensor | None) -> bool:
     """Whether a calibration or the grid goes before a list; warn where neither has an effect."""
     given = timesteps if sigmas is None else sigmas
+    assert given is not None
     fitted = calibrated(config, clock, len(given)) is not None
     if steps_meant(sigmas, timesteps, clock.num_train_timesteps) is not None:
         return fitted or config.grid not in FIXED_STARTS
@@ -185,6 +186,7 @@ def _as_given(
 ) -> Tensor:
     """Return where steps start by the user's sigmas, or else timesteps."""
     name, values = ("timesteps", timesteps) if sigmas is None else ("sigmas", sigmas)
+    assert values is not None
     starts = clock.to_time(values) if sigmas is None else clock.time_of_sigma(values)
     last = ends(config, clock, solver)[1]
     scale = clock.to_timestep if sigmas is None else clock.sigma

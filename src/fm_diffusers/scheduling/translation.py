@@ -164,7 +164,7 @@ def _defaults(config: Mapping[str, Any]) -> Config:
     name = str(config.get("_class_name"))
     found = getattr(diffusers, name, None)
     if isinstance(found, type) and issubclass(found, SchedulerMixin):
-        parameters = list(inspect.signature(found.__init__).parameters.values())[1:]
+        parameters = list(inspect.signature(found).parameters.values())
         named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
         return {p.name: None if p.default is p.empty else p.default for p in named}
     return TORCHSDE.get(name, {})

@@ -117,6 +117,10 @@ class Solver:
         """Yield the steps through a float64 grid of valid times."""
         raise NotImplementedError
 
+    def advance(self, t: Tensor, s: Tensor) -> Tensor:
+        """Return what a model of two times is told of a step from `t` to `s`."""
+        raise NotImplementedError
+
     def constant(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the weights of the sample and of a constant slope after steps from `t` to `s`.
 
@@ -215,6 +219,7 @@ class Solver:
         log_snr, last = path.log_snr(s), path.log_snr(1.0)
         shift = 0 * one
         if self.noisy:
+            assert self.diffusion is not None
             inside = log_snr < last
             shift = self.diffusion.integral(path, t, torch.where(inside, s, t))
             shift = torch.where(inside, torch.minimum(shift, last - log_snr), 0.0)

@@ -33,7 +33,8 @@ class Calibrated(Multistep):
 
     def constant(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         # fitted steps need not carry a constant slope exactly
-        return tuple(weights[: len(t) - len(self.rows)] for weights in super().constant(t, s))
+        count, (a, b) = len(t) - len(self.rows), super().constant(t, s)
+        return a[:count], b[:count]
 
     def steps(self, grid: Tensor) -> Iterator[Step]:  # noqa: D102
         first = len(grid) - 1 - len(self.rows)

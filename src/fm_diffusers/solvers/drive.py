@@ -35,7 +35,8 @@ def trajectory(
     memory: Memory = ()
     for step in plan:
         q = field(x, torch.tensor(step.t, dtype=torch.float64))
-        x, memory = update(step, memory, x, q, noise(*step.interval) if step.std else None, size)
+        drawn = noise(*step.interval) if noise is not None and step.std else None
+        x, memory = update(step, memory, x, q, drawn, size)
         if step.ends_interval:
             yield x
 

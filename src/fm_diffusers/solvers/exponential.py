@@ -41,7 +41,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -106,7 +106,11 @@ class Multistep(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        tables = {"form": FORMS, "variable": VARIABLES, "solver_type": RULES}
+        tables: dict[str, dict[str, Any]] = {
+            "form": FORMS,
+            "variable": VARIABLES,
+            "solver_type": RULES,
+        }
         for name, table in tables.items():
             look_up(name, table, getattr(self, name))
         if not isinstance(self.solver_order, int) or not 1 <= self.solver_order <= 4:
@@ -119,7 +123,7 @@ class Multistep(Solver):
                 )
 
     @property
-    def order(self) -> int:
+    def order(self) -> int:  # type: ignore[override]  # as in `runge_kutta`
         """Order of the endpoint: more slopes lower the error, but the first step knows one.
 
         Of an SDE's distribution: its steps are not corrected.
@@ -136,7 +140,8 @@ class Multistep(Solver):
     def plan(self, times: Tensor) -> list[Step]:  # noqa: D102
         table = ON_SDES if self.noisy else ON_ODES
         chosen = next(row for most, row in table.items() if len(times) - 1 <= most)
-        if left_open := {k: v for k, v in chosen.items() if getattr(self, k) is None}:
+        left_open: dict[str, Any] = {k: v for k, v in chosen.items() if getattr(self, k) is None}
+        if left_open:
             return replace(self, **left_open).plan(times)
         return super().plan(times)
 
@@ -189,7 +194,7 @@ class Multistep(Solver):
             left = torch.arange(len(t), 0, -1) - int(growth[-1] < 1 / LONGEST)
             allowed = torch.minimum(allowed, left.clamp(min=1))
         rows, before = [], None
-        for past in range(self.solver_order + self.corrector):
+        for past in range(self.solver_order + bool(self.corrector)):
             count = allowed.clamp(max=past + 1)
             predicted = self._weights(log_snr, end, places, count)
             row = (landing.gain * size_end)[:, None] * predicted

@@ -78,7 +78,7 @@ def fitted(
     move = best = np.zeros_like(unit)
     least = np.inf
     for _ in range(ITERATIONS if free.any() else 0):
-        bias, slope = _bias(alpha, beta, *plan, unit * move)
+        bias, slope = _bias(alpha, beta, plan[0], plan[1], plan[2], unit * move)
         cost = (bias**2).sum() + (move**2).sum()
         if not cost < least:
             move = (best + move) / 2

@@ -68,12 +68,13 @@ class RungeKutta(Solver):
         if self.clock not in ("time", "snr"):
             raise ValueError(f"clock must be 'time' or 'snr', got {self.clock!r}")
 
+    # what other solvers have of their class follows here from the tableau
     @property
-    def order(self) -> int:  # noqa: D102
+    def order(self) -> int:  # type: ignore[override]  # noqa: D102
         return self.tableau.order
 
     @property
-    def evaluations(self) -> int:  # noqa: D102
+    def evaluations(self) -> int:  # type: ignore[override]  # noqa: D102
         return len(self.tableau.b)
 
     def slope(self, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
@@ -108,7 +109,7 @@ class RungeKutta(Solver):
                 yield Step(
                     nodes[k][i].item(),
                     interval,
-                    tuple(c[i].item() for c in slopes[k]),
+                    (slopes[k][0][i].item(), slopes[k][1][i].item()),
                     (row,),
                     landing.std[i].item() if last else 0.0,
                     last,

@@ -1,6 +1,6 @@
 """The steps of a plan: rows of weights, and the one `update` that carries them out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -74,11 +74,12 @@ def update(
     row = step.row(len(memory))
     weights, tensors = row, (x, *slopes[: len(row) - 1])
     if step.std:
+        assert noise is not None
         weights, tensors = (*row, step.std), (*tensors, noise)
     return combine(weights, tensors), slopes[:size]
 
 
-def memory_size(plan: list[Step]) -> int:
+def memory_size(plan: Sequence[Step]) -> int:
     """Return how many past slopes the steps of a plan look back at."""
     return max(len(row) for step in plan for row in step.rows) - 2
 

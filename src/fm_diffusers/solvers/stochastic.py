@@ -44,10 +44,10 @@ class EulerMaruyama(Solver):
         if not self.noisy:
             return velocity
         step = (t, torch.ones_like(t)) if step is None else step
+        assert self.diffusion is not None
         weight = self.diffusion.noise_weight(self.path, t, step)
-        return tuple(
-            u - weight * e for u, e in zip(velocity, self.convert("epsilon", t), strict=True)
-        )
+        (a, b), (c, d) = velocity, self.convert("epsilon", t)
+        return a - weight * c, b - weight * d
 
     def constant(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         return torch.ones_like(t), s - t
@@ -62,6 +62,7 @@ class EulerMaruyama(Solver):
         """Return the variance rate and the two weights of the slope at times `t` of steps."""
         variance = torch.zeros_like(t)
         if self.noisy:
+            assert self.diffusion is not None
             variance = self.diffusion.squared(self.path, t, step)
         return variance, *self.slope(t, step)
 

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -175,7 +175,7 @@ class TrainingArguments:
         """Return what the rest of a run depends on, beside its state and the numbers of steps."""
         return {name: v for name, v in self.public().items() if name not in FREE}
 
-    def command(self, told: Callable[[dict], dict] = dict) -> str:
+    def command(self, told: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> str:
         """Return the flags that differ from their defaults, never the token.
 
         Args:
@@ -186,8 +186,14 @@ class TrainingArguments:
         return shlex.join(flags(told(changed)))
 
 
+if TYPE_CHECKING:  # every script takes its flags beside those of `TrainingArguments`
+    Beside = TrainingArguments
+else:
+    Beside = object
+
+
 @dataclass
-class ImageArguments:
+class ImageArguments(Beside):
     """Which images a script trains on."""
 
     dataset_name: str = field(

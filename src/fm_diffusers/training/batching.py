@@ -102,11 +102,12 @@ def batch(images: Tensor, labels: Tensor | None, captions: list[str] | None) -> 
 def decode(decoder: Decoder, numbered: list[tuple[int | str, Any]]) -> tuple[list[int], Tensor]:
     """Return which of the encoded images, by position, can be read, and these."""
     decoded = [decoder(index, encoded) for index, encoded in numbered]
-    kept = [i for i, pixels in enumerate(decoded) if pixels is not None]
-    if not kept:
+    readable = [(i, pixels) for i, pixels in enumerate(decoded) if pixels is not None]
+    if not readable:
         raise ValueError(f"none of the images {[index for index, _ in numbered]} can be read")
-    warn_of_broken(len(numbered) - len(kept), len(numbered))
-    return kept, torch.stack([decoded[i] for i in kept])
+    warn_of_broken(len(numbered) - len(readable), len(numbered))
+    kept, images = zip(*readable, strict=True)
+    return [*kept], torch.stack(images)
 
 
 def warn_of_broken(skipped: int, count: int) -> None:
@@ -129,7 +130,7 @@ def take_encoded(
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures(Dataset):
+class Pictures(Dataset[Any]):
     """Images by index, fetched a batch at a time.
 
     Args:
@@ -164,7 +165,7 @@ class Pictures(Dataset):
 
 
 @dataclass(frozen=True, eq=False)
-class Stream(IterableDataset):
+class Stream(IterableDataset[Any]):
     """Rows with their places, still encoded, for `collate` to decode.
 
     Every process reads them all, so that Accelerate deals out whole batches and all processes have
@@ -194,6 +195,8 @@ class Stream(IterableDataset):
         image, label, text = self.columns
         kept, images = decode(self.decoder, [(i, row[image]) for i, row in numbered])
         rows = [numbered[i] for i in kept]
-        numbers = label and [self.classes.number(i, row[label]) for i, row in rows]
+        classes = self.classes
+        assert classes is not None or not label
+        numbers = classes and label and [classes.number(i, row[label]) for i, row in rows]
         captions = text and [caption(i, row[text]) for i, row in rows]
         return batch(images, torch.tensor(numbers) if label else None, captions or None)

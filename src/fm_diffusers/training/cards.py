@@ -124,7 +124,7 @@ def write_card(folder: Path) -> None:
         table="\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in rows.items()),
         command=record["command"],
     )
-    data = ModelCardData(
+    card = ModelCardData(
         **data,
         library_name="diffusers",
         license=record["license"],
@@ -132,7 +132,7 @@ def write_card(folder: Path) -> None:
         model_name=record["title"],
         eval_results=results(record, measured) if measured else None,
     )
-    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / "README.md")
+    ModelCard(f"---\n{card.to_yaml()}\n---\n{text}").save(folder / "README.md")
 
 
 def fillings(record: dict[str, Any]) -> dict[str, Any]:

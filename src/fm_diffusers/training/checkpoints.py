@@ -25,7 +25,6 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
 
 from fm_diffusers.training.finished import clear, find_outcome, steps_of
 
@@ -62,7 +61,7 @@ class Progress:
         self.earlier, self.start = state["seconds"], time.perf_counter()
 
     def rest(
-        self, accelerator: Accelerator, loader: DataLoader, seed: int, max_steps: int
+        self, accelerator: Accelerator, loader: Any, seed: int, max_steps: int
     ) -> Iterator[Any]:
         """Yield what is left of the batches, epoch after epoch, until `step` is `max_steps`.
 
@@ -104,7 +103,7 @@ class Checkpoints:
     def all(self) -> list[Path]:
         """Return the checkpoints from the oldest to the newest."""
         found = [path for path in self.folder.glob("checkpoint-*") if number(path) is not None]
-        return sorted(found, key=number)
+        return sorted(found, key=lambda path: number(path) or 0)
 
     @property
     def finished(self) -> bool:
@@ -194,14 +193,15 @@ class Checkpoints:
         """Warn of what has changed since a checkpoint, or raise if that would undo later work."""
         saved = json.loads((found / MANIFEST).read_text())["run"]
         changed = [key for key in self.run if saved.get(key) != self.run[key]]
-        done = max([*map(number, self.all()), steps_of(self.folder) or 0, number(found)])
+        own = number(found) or 0
+        done = max([*(number(path) or 0 for path in self.all()), steps_of(self.folder) or 0, own])
         if self.steps is not None and self.steps < done:
             raise ValueError(
                 f"the run of {found} has come to step {done}, and is asked to end at "
                 f"{self.steps}: say --max_train_steps {done} or more, or go on from an earlier "
                 "checkpoint in another --output_dir"
             )
-        if changed and number(found) < done:
+        if changed and own < done:
             raise ValueError(
                 f"{found} would go on with another {', '.join(changed)}, but {self.folder} has "
                 f"come to step {done} without: choose another --output_dir, with "
@@ -253,7 +253,7 @@ def discard(folder: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def describe(folder: Path) -> dict[str, list]:
+def describe(folder: Path) -> dict[str, list[Any]]:
     """Return size and SHA-256 of every file but the manifest."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {str(path.relative_to(folder)): [path.stat().st_size, sha256(path)] for path in files}

@@ -47,11 +47,12 @@ def parse(arguments: type[Arguments], command_line: list[str] | None = None) -> 
         3
     """
     words = sys.argv[1:] if command_line is None else command_line
+    stated: Any = arguments
     first = ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", help="YAML file with these names; flags win over it.")
     config = first.parse_known_args(words)[0].config
     if config is not None:
-        words = [*flags(read_config(config, [f.name for f in fields(arguments)])), *words]
+        words = [*flags(read_config(config, [f.name for f in fields(stated)])), *words]
     first.add_argument("--plugins", nargs="+", default=[])
     load_plugins(first.parse_known_args(words)[0].plugins)  # whose rows `--help` lists
     parser = HfArgumentParser(arguments)

@@ -6,6 +6,7 @@ are not even downloaded in advance.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
@@ -49,7 +50,7 @@ class ImageData:
     """
 
     dataset: Pictures | Stream
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: Classes | None = None
     images: Tensor | None = None
     labels: Tensor | None = None
@@ -73,17 +74,18 @@ class ImageData:
         named = enumerate(self.class_names or ())
         return {number: name for number, name in named if name.strip(" ,")} or None
 
-    def loader(self, batch_size: int, num_workers: int = 0) -> DataLoader:
+    def loader(self, batch_size: int, num_workers: int = 0) -> DataLoader[Any]:
         """Return a loader of shuffled, full batches, for `Accelerator.prepare`.
 
         With `--skip_broken_images`, batches that are decoded on the way lack what cannot be read.
         """
+        collate: Callable[[Any], Any] = self.dataset.collate
         return DataLoader(
             self.dataset,
             batch_size=batch_size,
             shuffle=None if isinstance(self.dataset, Stream) else True,
             num_workers=num_workers,
-            collate_fn=self.dataset.collate,
+            collate_fn=collate,
             drop_last=True,
         )
 
@@ -249,7 +251,8 @@ def decode_all(
     rows: "datasets.Dataset", column: str, decoder: Decoder
 ) -> tuple[list[int], Tensor]:
     """Return the indices of the images that can be read, and these, in one tensor."""
-    images, kept = torch.empty((len(rows), *decoder.shape), dtype=torch.uint8), []
+    images = torch.empty((len(rows), *decoder.shape), dtype=torch.uint8)
+    kept: list[int] = []
     blocks = rows.select_columns(column).iter(batch_size=1000)
     encoded = chain.from_iterable(block[column] for block in blocks)
     for index, pixels in enumerate(map(decoder, count(), encoded)):

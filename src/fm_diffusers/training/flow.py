@@ -90,7 +90,7 @@ class LossArguments(TrainingArguments):
         prediction, path = scheduler.config.prediction_type, scheduler.path
         given = self.parameters("weighting_kwargs")
         for t in (self.t_min, self.t_max):
-            weight = loss_weight(path, t, prediction, self.weighting, **given)
+            weight = loss_weight(path, t, prediction, self.weighting or "uniform", **given)
             diverges = prediction == "score" and self.weighting == "uniform"
             if not weight.isfinite() or (diverges and path.beta(t) == 0):
                 raise ValueError(
@@ -217,7 +217,7 @@ def flow_loss(
     draw = args.parameters("time_sampler_kwargs")
     t = sample_times(len(z), args.time_sampler, device=z.device, **draw)
     t = args.t_min + (args.t_max - args.t_min) * t
-    if getattr(args, "objective", None) == "mean_flow":
+    if isinstance(args, FlowArguments) and args.objective == "mean_flow":
         u, end = (clock_of(scheduler.path, t) for t in (t, torch.ones_like(t)))
         learn = MapObjective("mean_flow", args.map_share, power=args.map_power)
         slope, y = Slope(network, scheduler, condition), torch.lerp(eps, z, expand_like(u, z))
@@ -231,6 +231,6 @@ def flow_loss(
         eps,
         t,
         scheduler.config.prediction_type,
-        args.weighting,
+        args.weighting or "uniform",
         **args.parameters("weighting_kwargs"),
     ).mean()

@@ -65,7 +65,7 @@ class Slope(NamedTuple):
         return convert(path, self.scheduler.config.prediction_type, CANONICAL, x, q, t)
 
 
-Batch = TypeVar("Batch", bound=tuple)
+Batch = TypeVar("Batch", bound=NamedTuple)
 
 
 def part_of(batch: Batch, part: slice) -> Batch:
@@ -171,9 +171,11 @@ class MapObjective:
         step = (y[moved], u[moved], v[moved])
         with torch.no_grad():
             if self.name == "self_consistency":
-                target = self_consistency_target(part, *step)
+                target = self_consistency_target(part.__call__, *step)
             else:
                 along = part(y[moved], u[moved], u[moved]) if conditional else None
-                target = mean_flow_target(part, *step, exact(moved), along, self.derivative)
+                target = mean_flow_target(
+                    part.__call__, *step, exact(moved), along, self.derivative
+                )
             target = torch.cat([target, exact(still)])
         return loss_of_slopes(slope(y, u, v), target, self.power)

@@ -31,7 +31,7 @@ class HeldOut:
         seed: of noise and times.
     """
 
-    dataset: Dataset
+    dataset: Dataset[Any]
     collate: Callable[[Any], Any] | None
     batch_size: int
     seed: int

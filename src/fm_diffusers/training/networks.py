@@ -55,6 +55,7 @@ class NetworkArguments:
                 setattr(self, name, value)
         if self.backbone not in BACKBONES:
             raise ValueError(f"--backbone must be one of {[*BACKBONES]}, got {self.backbone!r}")
+        assert self.dropout is not None
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"--dropout must lie in [0, 1], got {self.dropout}")
         widths = self.block_out_channels
@@ -112,6 +113,7 @@ def make_transformer(
 ) -> DiTTransformer2DModel:
     """Return a DiT; its label embedding has one row more than `num_classes`, for "no class"."""
     channels, height, width = shape
+    assert args.patch_size is not None
     if height != width or height % args.patch_size:
         raise ValueError(
             f"a transformer takes square images whose side is a multiple of --patch_size "

@@ -48,7 +48,8 @@ def sample_grid(
     images, configured = [], pipe.scheduler
     for _, steps in islice(processes(pipe), 1 + stochastic):
         generator = torch.Generator("cpu").manual_seed(0)
-        images += pipe(**asked, num_inference_steps=steps, generator=generator).images
+        drawn: Any = pipe(**asked, num_inference_steps=steps, generator=generator)
+        images += drawn.images
     pipe.scheduler = configured
     rows *= 1 + stochastic
     return make_image_grid(images, rows=rows, cols=len(images) // rows)

@@ -41,6 +41,7 @@ def load_plugin(name: str) -> ModuleType:
     known_as = "plugin_" + re.sub(r"\W", "_", str(file.resolve()))
     if known_as not in sys.modules:
         spec = importlib.util.spec_from_file_location(known_as, file)
+        assert spec is not None and spec.loader is not None  # of a file that ends in .py
         module = sys.modules[known_as] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)

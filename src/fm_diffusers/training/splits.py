@@ -4,6 +4,8 @@ A share is kept of the rows in an order that follows from the seed, so that a re
 every process, keeps the same ones.
 """
 
+from typing import Any
+
 from fm_diffusers.training.arguments import ImageArguments
 from fm_diffusers.training.data import ImageData, load_images
 from fm_diffusers.training.held_out import HeldOut, held_out_share
@@ -13,7 +15,7 @@ def load_data(
     args: ImageArguments,
     split: str | None = None,
     like: ImageData | None = None,
-    **columns: str | None,
+    **columns: Any,
 ) -> ImageData:
     """Return the images with the columns named, as the arguments say.
 
@@ -42,7 +44,7 @@ def load_data(
     )
 
 
-def hold_out(args: ImageArguments, data: ImageData, **columns: str | None) -> HeldOut | None:
+def hold_out(args: ImageArguments, data: ImageData, **columns: Any) -> HeldOut | None:
     """Return the images that `--validation_split` keeps from training on `data`."""
     if args.validation_split is None:
         return None

@@ -54,7 +54,7 @@ class Steps:
         return {"lr_warmup_steps": self.warmup, "lr_scheduler_steps": end}
 
 
-def plan_steps(args: TrainingArguments, loader: DataLoader, processes: int = 1) -> Steps:
+def plan_steps(args: TrainingArguments, loader: DataLoader[Any], processes: int = 1) -> Steps:
     """Return the steps of a run over a loader.
 
     Args:
@@ -74,6 +74,8 @@ def plan_steps(args: TrainingArguments, loader: DataLoader, processes: int = 1) 
     epochs = args.num_train_epochs or EPOCHS
     in_epochs = None if epoch is None else epochs * epoch
     run = args.max_train_steps or in_epochs
+    if run is None:
+        raise ValueError("a stream has no epochs to count: set --max_train_steps")
     if None not in (args.max_train_steps, args.num_train_epochs) and run != in_epochs:
         counted = "" if in_epochs is None else f", which are {in_epochs} steps"
         warnings.warn(
@@ -90,7 +92,7 @@ def plan_steps(args: TrainingArguments, loader: DataLoader, processes: int = 1) 
     return Steps(run, warmup_of(args, schedule), schedule)
 
 
-def epoch_length(args: TrainingArguments, loader: DataLoader, processes: int) -> int | None:
+def epoch_length(args: TrainingArguments, loader: DataLoader[Any], processes: int) -> int | None:
     """Return the steps of an epoch; None for a stream, which does not know."""
     if not hasattr(loader.dataset, "__len__"):
         return None

@@ -2,7 +2,7 @@ r"""Teachers: saved pipelines whose own samples, and trajectories, a network is 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -45,12 +45,13 @@ def classes_in_turn(pipe: FlowMatchingPipeline, count: int, first: int = 0) -> d
 
 
 def split_held_out(
-    dataset: Dataset, split: str | None, batch_size: int, seed: int
-) -> tuple[Dataset, HeldOut | None]:
+    dataset: Dataset[Any], split: str | None, batch_size: int, seed: int
+) -> tuple[Dataset[Any], HeldOut | None]:
     """Return what is trained on, and the share of it that `--validation_split` holds out."""
     if split is None:
         return dataset, None
     share = held_out_share(split)
+    assert share is not None  # `check_share`
     generator = torch.Generator().manual_seed(seed)
     trained, kept = random_split(dataset, [1 - share, share], generator)
     return trained, HeldOut(kept, None, batch_size, seed)
@@ -111,10 +112,11 @@ def conditions_of(pipe: FlowMatchingPipeline, prompts: str | None = None) -> Con
         texts = [*prompts_of(prompts), ""]
         parts = [texts[i : i + PROMPTS] for i in range(0, len(texts), PROMPTS)]
         states = [pipe.encode_condition(Asked(prompt=part)) for part in parts]
-        return Conditions(torch.cat(states), len(texts) - 1)
+        return Conditions(torch.cat([s for s in states if s is not None]), len(texts) - 1)
     if not pipe.network_takes_labels:
         return Conditions(None, None)
-    null, device = pipe.config.null_label, pipe.network.device
+    null = pipe.config.null_label
+    device: Any = pipe.network.device
     if not pipe.num_classes:  # it knows the label of nothing only
         return Conditions(torch.tensor([null or 0], device=device), None)
     return Conditions(torch.arange(pipe.num_classes + (null is not None), device=device), null)
@@ -143,6 +145,7 @@ class Guided(NamedTuple):
         fed = scheduler.to_timestep(t)
         q = network(x, fed, self.condition, return_dict=False)[0][:, : y.shape[1]]
         if self.null is not None:
+            assert self.guidance_scale is not None
             null = network(x, fed, self.null, return_dict=False)[0][:, : y.shape[1]]
             q = torch.lerp(null, q, expand_like(self.guidance_scale, q))
         kind = scheduler.config.prediction_type
@@ -156,8 +159,10 @@ def guided(
     condition = conditions[numbers]
     if scale is None:
         return Guided(pipe, condition)
+    assert conditions.null is not None
     null = conditions[torch.full_like(numbers, conditions.null)]
-    return Guided(pipe, condition, null, scale.to(pipe.network.device))
+    device: Any = pipe.network.device
+    return Guided(pipe, condition, null, scale.to(device))
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,7 @@ class Runs:
             numbers = numbers.masked_fill(dropped, conditions.null)
         low, high = self.guidance
         scale = low + (high - low) * torch.rand(count, generator=generator)
-        scheduler, device = pipe.scheduler, pipe.network.device
+        scheduler, device = pipe.scheduler, cast("torch.device", pipe.network.device)
         scheduler.set_timesteps(self.steps)
         path, kind = scheduler.path, scheduler.config.prediction_type
         x = pipe.prepare_latents(count, generator, None)

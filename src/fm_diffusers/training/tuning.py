@@ -50,9 +50,9 @@ def load_pipeline(args: Arguments, name: str) -> tuple[FlowMatchingPipeline, Arg
     mode = {count: name for name, count in MODES.items()}.get(image_channels(pipe))
     height = pipe.sample_shape(None, None)[1]
     side = height and height * pipe.vae_scale_factor
-    return pipe, replace(
-        args, resolution=args.resolution or side, image_mode=args.image_mode or mode
-    )
+    of_images: Any = args
+    size, mode = of_images.resolution or side, of_images.image_mode or mode
+    return pipe, replace(of_images, resolution=size, image_mode=mode)
 
 
 def check_map(args: LossArguments, name: str, pipe: FlowMatchingPipeline) -> None:
@@ -82,7 +82,8 @@ def check_map(args: LossArguments, name: str, pipe: FlowMatchingPipeline) -> Non
 
 def image_channels(pipe: FlowMatchingPipeline) -> int:
     """Return the channels of the images that a pipeline draws."""
-    return (pipe.network if pipe.vae is None else pipe.vae).config.in_channels
+    config: Any = (pipe.network if pipe.vae is None else pipe.vae).config
+    return config.in_channels
 
 
 def adopt(args: FlowArguments, script: str) -> tuple[FlowMatchingPipeline, FlowArguments]:
@@ -91,12 +92,13 @@ def adopt(args: FlowArguments, script: str) -> tuple[FlowMatchingPipeline, FlowA
     Raises:
         ValueError: if the pipeline is one of another script, or a flag contradicts it.
     """
-    pipe, args = load_pipeline(args, args.init_from)
+    pipe, args = load_pipeline(args, str(args.init_from))
     fitting = SCRIPTS.get((pipe.takes, pipe.vae is not None), "train_lora.py, with --model")
     if fitting != script:
         raise ValueError(f"{args.init_from} is not a pipeline of {script}: train it by {fitting}")
     backbone = "unet" if pipe.transformer is None else "transformer"
-    config, own = pipe.scheduler.config, pipe.network.config
+    config = pipe.scheduler.config
+    own: Any = pipe.network.config
     said = {"path": config.path, "prediction_type": config.prediction_type, "backbone": backbone}
     said["path_kwargs"] = json.dumps(dict(config.path_kwargs or {}))
     said |= {name: own.get(name) for name in [*DEFAULTS, "block_out_channels"]}
@@ -141,9 +143,7 @@ def plain(value: Any) -> Any:
         return value
 
 
-def check_data(
-    args: LossArguments, name: str, pipe: FlowMatchingPipeline, data: ImageData
-) -> None:
+def check_data(args: Any, name: str, pipe: FlowMatchingPipeline, data: ImageData) -> None:
     """Raise a `ValueError` if images have other channels than the pipeline `name`."""
     channels = image_channels(pipe)
     if data.shape[0] != channels:
@@ -153,7 +153,7 @@ def check_data(
         )
 
 
-def check_classes(args: FlowArguments, pipe: FlowMatchingPipeline, data: ImageData) -> None:
+def check_classes(args: Any, pipe: FlowMatchingPipeline, data: ImageData) -> None:
     """Raise a `ValueError` unless there are as many classes as the network was trained with."""
     if data.num_classes != pipe.num_classes:
         raise ValueError(
@@ -175,8 +175,9 @@ def class_map(
     same, known = [*range(data.num_classes)], pipe.config.id2label
     if known is None or data.id2label is None:
         return same, known or data.id2label
-    numbers = [pipe.labels.get(text.strip()) for text in data.class_names]
-    if None not in numbers and len({*numbers}) == len(numbers):
+    found = [pipe.labels.get(text.strip()) for text in data.class_names or ()]
+    numbers = [n for n in found if n is not None]
+    if len(numbers) == len(found) == len({*numbers}):
         return numbers, known
     warnings.warn(
         f"the classes of {name}, {some(known)}, are not those of the data, "

@@ -25,7 +25,7 @@ class LoopGuidance:
     """
 
     def __init__(self, components: Any, guidance_scale: float | None) -> None:
-        given = {"guider": None, "guidance_scale": 1.0}
+        given: dict[str, Any] = {"guider": None, "guidance_scale": 1.0}
         given |= given_guidance(components, guidance_scale)
         guider, self.scale = given["guider"], given["guidance_scale"]
         self.compares = self.scale != 1 if guider is None else leads_away(guider)

@@ -26,7 +26,7 @@ SAVED = {
     "tokenizer": PreTrainedTokenizerBase,
 }
 #: Components that blocks bring along, with their configuration.
-OWN = {
+OWN: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "guider": (ClassifierFreeGuidance, {"guidance_scale": 1.0}),
     "image_processor": (VaeImageProcessor, {"vae_scale_factor": 1}),
 }

@@ -75,9 +75,9 @@ class PrepareLatentsStep(Block):
             getattr(components.scheduler, "init_noise_sigma", 1.0),
             components._execution_device,
         )
-        given = values_of(block_state, self.takes).values()
+        given = (*values_of(block_state, self.takes).values(), *start)
         canvas = Parts.of(components).canvas
-        block_state.latents = canvas.prepare(block_state.num_images, *given, *start)
+        block_state.latents = canvas.prepare(block_state.num_images, *given)
         self.set_block_state(state, block_state)
         return components, state
 
