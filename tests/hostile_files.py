@@ -42,7 +42,9 @@ def remove(file, folder):
 
 def editing(file, **rows):
     """Return rows that each set values of a file."""
-    return {f"{file.split('/')[0]}: {name}": partial(edit, file, row) for name, row in rows.items()}
+    return {
+        f"{file.split('/')[0]}: {name}": partial(edit, file, row) for name, row in rows.items()
+    }
 
 
 def both(*changes):
@@ -96,7 +98,8 @@ BROKEN |= {
     "unet config.json missing": partial(remove, NETWORK),
     "unet weights missing": partial(remove, WEIGHTS),
     "scheduler_config.json link to itself": both(
-        partial(remove, SCHEDULER), lambda folder: os.symlink(folder / SCHEDULER, folder / SCHEDULER)
+        partial(remove, SCHEDULER),
+        lambda folder: os.symlink(folder / SCHEDULER, folder / SCHEDULER),
     ),
     "scheduler_config.json link to nothing": both(
         partial(remove, SCHEDULER), lambda folder: os.symlink("/no/where", folder / SCHEDULER)
@@ -171,6 +174,7 @@ INDICES = editing(
 # --- scheduler_config.json -----------------------------------------------------------------------
 
 FOREIGN = {"_class_name": "DDPMScheduler", "path": ..., "prediction_type": "epsilon"}
+LTX = {"_class_name": "LTXEulerAncestralRFScheduler", "path": ...}
 EDM = {"_class_name": "EDMEulerScheduler", "path": ...}
 FIT = {"log_snr": [0.0], "method": {"solver_order": 2}, "rows": [[1.0, 0.5], [1.0, 0.5, 0.1]]}
 CONFIGS = editing(
@@ -198,7 +202,10 @@ CONFIGS = editing(
         "path_kwargs self": {"path_kwargs": {"self": 1}},
         "solver number": {"solver": 3},
         "solver unknown": {"solver": "os.system"},
-        "solver order 10^9": {"solver": "adams_bashforth", "solver_kwargs": {"solver_order": 10**9}},
+        "solver order 10^9": {
+            "solver": "adams_bashforth",
+            "solver_kwargs": {"solver_order": 10**9},
+        },
         "solver order text": {"solver": "unipc", "solver_kwargs": {"solver_order": "2"}},
         "solver order 2.5": {"solver": "unipc", "solver_kwargs": {"solver_order": 2.5}},
         "solver order list": {"solver": "unipc", "solver_kwargs": {"solver_order": [2]}},
@@ -246,16 +253,23 @@ CONFIGS = editing(
         "calibration without steps": {"calibration": {"for": {}}},
         "calibration steps list": {"calibration": {"for": {}, "steps": []}},
         "calibration no number": {"calibration": {"for": {}, "steps": {"two": FIT}}},
-        "calibration NaN": {"calibration": {"for": {}, "steps": {"2": FIT | {"log_snr": [float("nan")]}}}},
+        "calibration NaN": {
+            "calibration": {"for": {}, "steps": {"2": FIT | {"log_snr": [float("nan")]}}}
+        },
         "calibration 10^12 steps": {"calibration": {"for": {}, "steps": {str(10**12): FIT}}},
-        "calibration number of 5000 digits": {"calibration": {"for": {}, "steps": {"9" * 5000: FIT}}},
+        "calibration number of 5000 digits": {
+            "calibration": {"for": {}, "steps": {"9" * 5000: FIT}}
+        },
         "calibration superscript": {"calibration": {"for": {}, "steps": {"²": FIT}}},
-        "calibration rows text": {"calibration": {"for": {}, "steps": {"2": FIT | {"rows": "ab"}}}},
-        "calibration method list": {"calibration": {"for": {}, "steps": {"2": FIT | {"method": [1]}}}},
+        "calibration rows text": {
+            "calibration": {"for": {}, "steps": {"2": FIT | {"rows": "ab"}}}
+        },
+        "calibration method list": {
+            "calibration": {"for": {}, "steps": {"2": FIT | {"method": [1]}}}
+        },
         "class number": {"_class_name": 3, "path": ...},
         "class list": {"_class_name": ["DDPMScheduler"], "path": ...},
         "class null and no path": {"_class_name": None, "path": ...},
-        "class of nothing": {"_class_name": "os.system", "path": ...},
         "class of a network": {"_class_name": "UNet2DModel", "path": ...},
         "class of a pipeline": {"_class_name": "DiffusionPipeline", "path": ...},
         "defaults text": {"_use_default_values": "path"},
@@ -272,9 +286,12 @@ CONFIGS = editing(
         "DDPM betas text": FOREIGN | {"trained_betas": "abc"},
         "DDPM schedule list": FOREIGN | {"beta_schedule": ["linear"]},
         "DDPM clip list": FOREIGN | {"clip_sample": [1]},
-        "DDIM eta text": FOREIGN | {"_class_name": "DDIMScheduler", "eta": "much"},
-        "DDIM eta list": FOREIGN | {"_class_name": "DDIMScheduler", "eta": [1]},
-        "DDIM eta 1e308": FOREIGN | {"_class_name": "DDIMScheduler", "eta": 1e308},
+        "LTX eta text": LTX | {"eta": "much"},
+        "LTX eta list": LTX | {"eta": [1]},
+        "LTX eta NaN": LTX | {"eta": float("nan")},
+        "LTX noise text": LTX | {"s_noise": "1"},
+        "our eta text": {"eta": "much"},
+        "our eta list": {"eta": [1]},
         "UniPC flow steps text": {
             "_class_name": "UniPCMultistepScheduler",
             "path": ...,
@@ -325,7 +342,9 @@ NETWORKS = editing(
         "another size": {"block_out_channels": [16, 16]},
         "layers 10^9": {"layers_per_block": 10**9},
         "layers text": {"layers_per_block": "1"},
-        "layers negative": {"layers_per_block": -5},
+        "layers list": {"layers_per_block": [10**9, 10**9]},
+        "layers 1e308": {"layers_per_block": 1e308},
+        "many blocks": {"down_block_types": ["DownBlock2D"] * 10**4},
         "blocks unknown": {"down_block_types": ["EvilBlock2D", "DownBlock2D"]},
         "blocks code": {"down_block_types": ["__import__('os')", "DownBlock2D"]},
         "blocks number": {"down_block_types": 3},
@@ -421,9 +440,7 @@ TAMPERED = {
     "header of 2^64 - 1 bytes": partial(bytes_of, lambda b: b"\xff" * 8 + b[8:]),
     "header no JSON": partial(bytes_of, lambda b: b[:8] + b"x" * 40 + b[48:]),
     "header a list": partial(tampered, lambda fields: [1]),
-    "header deep": partial(
-        bytes_of, lambda b: struct.pack("<Q", DEEP) + b"[" * DEEP + b[8:]
-    ),
+    "header deep": partial(bytes_of, lambda b: struct.pack("<Q", DEEP) + b"[" * DEEP + b[8:]),
     "shape of 10^18": partial(tampered, first_tensor(shape=[10**18])),
     "shape that overflows": partial(tampered, first_tensor(shape=[2**63, 2**63])),
     "shape negative": partial(tampered, first_tensor(shape=[-1])),
@@ -456,7 +473,9 @@ FILES |= {
     "shards: no map": both(
         partial(remove, WEIGHTS), partial(write, f"{WEIGHTS}.index.json", '{"metadata": {}}')
     ),
-    "shards: a list": both(partial(remove, WEIGHTS), partial(write, f"{WEIGHTS}.index.json", "[]")),
+    "shards: a list": both(
+        partial(remove, WEIGHTS), partial(write, f"{WEIGHTS}.index.json", "[]")
+    ),
 }
 
 # --- code ----------------------------------------------------------------------------------------
@@ -546,7 +565,9 @@ CODE = {
     "inner module of ours": names("unet", "fm_diffusers.training.plugins", "load_plugin"),
     "pipelines of diffusers": names("unet", "pipeline_utils", "os"),
     "ours that is not there": names("unet", "fm_diffusers.evil", "Evil"),
-    "name that begins as ours": with_code(names("unet", "fm_diffusers_evil"), "fm_diffusers_evil.py"),
+    "name that begins as ours": with_code(
+        names("unet", "fm_diffusers_evil"), "fm_diffusers_evil.py"
+    ),
     "name that begins as theirs": with_code(names("unet", "diffusers_evil"), "diffusers_evil.py"),
     "empty library": names("unet", ""),
     "relative library": names("unet", ".evil"),
@@ -557,9 +578,7 @@ CODE = {
     "FlashPack": names("unet", "diffusers", "FlashPackEvil"),
     "AutoModel with code": both(
         with_code(names("unet", "diffusers", "AutoModel"), "unet/evil.py"),
-        partial(
-            edit, NETWORK, {"auto_map": {"AutoModel": "evil.Evil"}, "_class_name": "Evil"}
-        ),
+        partial(edit, NETWORK, {"auto_map": {"AutoModel": "evil.Evil"}, "_class_name": "Evil"}),
     ),
     "AutoModel of transformers with code": both(
         with_code(names("text_encoder", "transformers", "AutoModel"), "text_encoder/evil.py"),
@@ -602,9 +621,7 @@ ASIDE = {
     "modules by the names of ours": with_code(
         lambda folder: None, "diffusers.py", "torch.py", "safetensors.py", "fm_diffusers.py"
     ),
-    "pickle beside the weights": partial(
-        pickled, bomb, "diffusion_pytorch_model.bin", keep=True
-    ),
+    "pickle beside the weights": partial(pickled, bomb, "diffusion_pytorch_model.bin", keep=True),
     "auto_map of a network": both(
         with_code(lambda folder: None, "unet/evil.py"),
         partial(edit, NETWORK, {"auto_map": {"AutoModel": "evil.Evil"}}),
@@ -615,4 +632,6 @@ ASIDE = {
 }
 
 #: All that is refused, by name.
-HOSTILE = BROKEN | INDICES | CONFIGS | NETWORKS | FILES | {f"code: {k}": v for k, v in CODE.items()}
+HOSTILE = (
+    BROKEN | INDICES | CONFIGS | NETWORKS | FILES | {f"code: {k}": v for k, v in CODE.items()}
+)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion
+from fm_diffusers.files import read_json, reading
 from fm_diffusers.paths import GaussianPath
 from fm_diffusers.predictions import target
 from fm_diffusers.scheduling.checks import check
@@ -30,6 +31,20 @@ class Configured:
     _training: TrainingTable
 
     # --- the configuration -----------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a scheduler of any class as one of this, from a folder or the Hub; see diffusers.
+
+        Raises:
+            ValueError: for a file that is no configuration of a scheduler, by its name.
+        """
+        with reading(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
+        return read_json(json_file)
 
     @property
     def _internal_dict(self) -> FrozenConfig:
