@@ -1,7 +1,7 @@
 """Folders that are broken or mean harm: each row spoils one thing of a pipeline that was saved.
 
-A row is a function of a folder, a copy of what `save_pretrained` wrote, which it changes. Code that
-a row leaves there writes `RAN` when it runs.
+A row is a function of a folder, a copy of what `save_pretrained` wrote, which it changes. Code
+that a row leaves there writes `RAN` when it runs.
 """
 
 import json
@@ -10,7 +10,6 @@ import pickle
 import shutil
 import struct
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -177,6 +176,14 @@ FOREIGN = {"_class_name": "DDPMScheduler", "path": ..., "prediction_type": "epsi
 LTX = {"_class_name": "LTXEulerAncestralRFScheduler", "path": ...}
 EDM = {"_class_name": "EDMEulerScheduler", "path": ...}
 FIT = {"log_snr": [0.0], "method": {"solver_order": 2}, "rows": [[1.0, 0.5], [1.0, 0.5, 0.1]]}
+ORDER = {"solver": "adams_bashforth"}
+
+
+def fitted(steps):
+    """Return a configuration with a calibration."""
+    return {"calibration": {"for": {}, "steps": steps}}
+
+
 CONFIGS = editing(
     SCHEDULER,
     **{
@@ -252,15 +259,15 @@ CONFIGS = editing(
         "calibration list": {"calibration": []},
         "calibration without steps": {"calibration": {"for": {}}},
         "calibration steps list": {"calibration": {"for": {}, "steps": []}},
-        "calibration no number": {"calibration": {"for": {}, "steps": {"two": FIT}}},
+        "calibration no number": fitted({"two": FIT}),
         "calibration NaN": {
             "calibration": {"for": {}, "steps": {"2": FIT | {"log_snr": [float("nan")]}}}
         },
-        "calibration 10^12 steps": {"calibration": {"for": {}, "steps": {str(10**12): FIT}}},
+        "calibration 10^12 steps": fitted({str(10**12): FIT}),
         "calibration number of 5000 digits": {
             "calibration": {"for": {}, "steps": {"9" * 5000: FIT}}
         },
-        "calibration superscript": {"calibration": {"for": {}, "steps": {"²": FIT}}},
+        "calibration superscript": fitted({"²": FIT}),
         "calibration rows text": {
             "calibration": {"for": {}, "steps": {"2": FIT | {"rows": "ab"}}}
         },

@@ -2,9 +2,9 @@
 
 A folder says itself which classes its components are, and importing a module runs it. So
 components come from diffusers, from transformers and from this package, or from a module that
-whoever loads them has imported himself; all else needs his word, `trust_remote_code=True`. diffusers
-keeps to this from 0.42.1 on, here it is so on every version. Weights are safetensors, which hold
-numbers and nothing else; a pickle needs the word `use_safetensors=False`.
+whoever loads them has imported himself; all else needs his word, `trust_remote_code=True`.
+diffusers keeps to this from 0.42.1 on, here it is so on every version. Weights are safetensors,
+which hold numbers and nothing else; a pickle needs the word `use_safetensors=False`.
 """
 
 import importlib

@@ -43,7 +43,9 @@ class Configured:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
+    def _dict_from_json_file(cls, json_file: Any, **archive: Any) -> dict[str, Any]:
+        if any(archive.values()):  # until diffusers 0.40 a file could lie in one
+            return super()._dict_from_json_file(json_file, **archive)
         return read_json(json_file)
 
     @property
