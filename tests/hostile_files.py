@@ -642,3 +642,62 @@ ASIDE = {
 HOSTILE = (
     BROKEN | INDICES | CONFIGS | NETWORKS | FILES | {f"code: {k}": v for k, v in CODE.items()}
 )
+
+# --- modular pipelines ---------------------------------------------------------------------------
+
+MODULAR, BLOCKS = "modular_model_index.json", "modular_config.json"
+
+
+def spec(library="diffusers", name="UNet2DModel", hint=None, **where):
+    """Return what a modular index says of a component."""
+    beside = {"pretrained_model_name_or_path": None, "subfolder": "unet"}
+    where = beside | {"variant": None, "revision": None, "type_hint": hint or [library, name]}
+    return [library, name, {k: v for k, v in where.items() if v is not ...}]
+
+
+def says_of_unet(value, folder):
+    """Write into the modular index what the network is."""
+    edit(MODULAR, {"unet": value}, folder)
+
+
+UNETS = {
+    "module of the folder": spec("evil", "Evil"),
+    "hint of a module": spec(hint=["evil", "Evil"]),
+    "module without a hint": spec("evil", "Evil", hint=[None, None]),
+    "module of the standard library": spec("os", "system"),
+    "hint of builtins": spec(hint=["builtins", "eval"]),
+    "no class": spec(name="Evil"),
+    "class null": spec(name=None),
+    "numbers": [1, 2, 3],
+    "place null": ["diffusers", "UNet2DModel", None],
+    "place list": ["diffusers", "UNet2DModel", []],
+    "place empty": ["diffusers", "UNet2DModel", {}],
+    "hint number": spec(hint=3),
+    "hint list of one": spec(hint=["diffusers"]),
+    "unknown key": ["diffusers", "UNet2DModel", spec()[2] | {"evil": 1}],
+}
+MODULARS = {
+    f"{file} {name}": partial(write, file, text)
+    for file in (MODULAR, BLOCKS)
+    for name, text in TEXTS.items()
+    # neither must say anything
+    if name != "empty dictionary"
+}
+MODULARS |= {
+    f"modular: {name}": with_code(partial(says_of_unet, value), "evil.py", "unet/evil.py")
+    for name, value in UNETS.items()
+}
+MODULARS |= {
+    "modular: blocks of a module": with_code(
+        partial(edit, BLOCKS, {"auto_map": {"ModularPipelineBlocks": "evil.Evil"}}), "evil.py"
+    ),
+    "modular: blocks text": partial(edit, BLOCKS, {"auto_map": "evil.Evil"}),
+    "modular: blocks number": partial(edit, BLOCKS, {"auto_map": 3}),
+    "modular: blocks list": partial(edit, BLOCKS, {"auto_map": ["ModularPipelineBlocks"]}),
+}
+#: What lies in the folder of a component shows when the component is loaded.
+MODULARS |= {
+    f"modular: {name}": change
+    for name, change in (NETWORKS | FILES | {k: CODE[k] for k in CODE if "pickle in" in k}).items()
+    if name.split(": ")[-1] in ("layers 10^9", "half", "outside", "pickle in place", "other names")
+}

@@ -79,9 +79,14 @@ def check_folder(
         if not trusted:
             check_class(folder / "model_index.json", name, library, class_name, own)
         if name not in given:
-            told = [read_json(path) for path in files_of(own, TELLING)]
-            check_weights(own, pickles)
-            check_sizes(own, told)
+            check_files(own, pickles)
+
+
+def check_files(own: Path, pickles: bool) -> None:
+    """Raise a `ValueError` for a component's folder that cannot be read without harm."""
+    told = [read_json(path) for path in files_of(own, TELLING)]
+    check_weights(own, pickles)
+    check_sizes(own, told)
 
 
 def files_of(folder: Path, patterns: Collection[str]) -> list[Path]:
