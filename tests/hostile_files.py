@@ -367,7 +367,6 @@ NETWORKS = editing(
         "in_channels null": {"in_channels": None},
         "out_channels 3": {"out_channels": 3},
         "sample_size text": {"sample_size": "8"},
-        "sample_size 10^12": {"sample_size": 10**12},
         "sample_size negative": {"sample_size": -8},
         "sample_size three": {"sample_size": [8, 8, 8]},
         "head 0": {"attention_head_dim": 0},
