@@ -128,7 +128,8 @@ def test_code_of_a_component_runs_at_the_users_word(folder):
 
 
 def test_a_module_that_the_user_has_imported_is_his_own(folder, monkeypatch):
-    write("mine_imported.py", NET, folder)
+    # diffusers looks up by what a class is loaded in the module that holds it
+    write("mine_imported.py", NET + "from diffusers import ModelMixin", folder)
     edit("model_index.json", {"unet": ["mine_imported", "Mine"]}, folder)
     refused(FlowMatchingPipeline.from_pretrained, folder)
     monkeypatch.delitem(sys.modules, "mine_imported", raising=False)
