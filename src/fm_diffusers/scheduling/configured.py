@@ -175,8 +175,21 @@ class Configured:
 
     def _noised_at(self, z: Tensor, eps: Tensor, timesteps: Tensor) -> tuple[Tensor, ...]:
         """Return data, noise and times with one batch size."""
+        for name, value in (("samples", z), ("noise", eps)):
+            if not isinstance(value, Tensor) or value.shape[1:] != getattr(z, "shape", ())[1:]:
+                raise ValueError(
+                    "samples and noise must be tensors of one shape, got "
+                    f"{getattr(value, 'shape', value)!s} for {name}: torch.randn_like(samples) is "
+                    "noise of theirs"
+                )
         dtype = torch.promote_types(eps.dtype, torch.float32)
-        timesteps = torch.as_tensor(timesteps).reshape(-1)
+        try:
+            timesteps = torch.as_tensor(timesteps).reshape(-1)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"timesteps must be numbers, one for each sample or for all, got {timesteps!r}: "
+                "scheduler.timesteps has some"
+            ) from error
         self.clock.check_timesteps(timesteps)
         t = self.to_time(timesteps.to(eps.device, dtype))
         sizes = {len(z), len(eps), len(t)} - {1}
