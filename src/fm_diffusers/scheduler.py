@@ -88,6 +88,9 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
             added to it at the next step, as in compensated sums. Off, a sample is what it says:
             stored and replayed it gives the same step.
 
+    It remembers the place of one loop: threads that call `step` themselves take one each,
+    `copy.deepcopy(scheduler)`. (Calls of one pipeline do so by themselves.)
+
     Example:
         >>> scheduler = GaussianFlowScheduler(solver="heun", grid="uniform")
         >>> scheduler.set_timesteps(2)
