@@ -31,6 +31,7 @@ from torch import Tensor
 
 from fm_diffusers import DIFFUSIONS, SOLVERS, FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.evaluation import Judge, train_classifier
+from fm_diffusers.files import read_json
 from fm_diffusers.likelihood import bits_per_dimension
 from fm_diffusers.training.cards import write_card
 from fm_diffusers.training.command_line import parse
@@ -263,7 +264,7 @@ def results(args: EvaluationArguments) -> Path:
             f"{folder} has an evaluation.json: --overwrite_output_dir replaces it, or choose "
             "another --output_dir"
         )
-    record = json.loads(trained.read_text()) if trained.is_file() else {}
+    record = read_json(trained) if trained.is_file() else {}
     coupling = record.get("coupling", "independent")
     if coupling != "independent" and set(args.diffusions) != {"none"}:
         raise ValueError(

@@ -9,7 +9,7 @@ import fm_diffusers
 
 ROOT = Path(fm_diffusers.__file__).parent
 FLOORS = [
-    {"forms"},
+    {"files", "forms"},
     {"tables"},
     {"paths"},
     {"couplings", "diffusions", "grids", "predictions"},

@@ -34,20 +34,22 @@ from diffusers.modular_pipelines import (
 )
 
 from fm_diffusers.diffusers_internals import MODULAR_PIPELINE_MAPPING
+from fm_diffusers.files import read_json, reading
 from fm_diffusers.pipelines.arguments import check_output
 from fm_diffusers.pipelines.blocks.base import MODEL_NAME, outputs
 from fm_diffusers.pipelines.blocks.loop import DenoiseStep
 from fm_diffusers.pipelines.blocks.parts import OWN
 from fm_diffusers.pipelines.blocks.steps import ConditionStep, DecodeStep
 from fm_diffusers.pipelines.hub import with_our_components, write_blocks
-from fm_diffusers.pipelines.lora import LoraLoader
 from fm_diffusers.pipelines.modular_index import (
     AUTO_MAP,
     BLOCKS,
+    check_modular,
     modular_index,
     resolved,
     write_json,
 )
+from fm_diffusers.pipelines.modular_loading import ModularLoader
 
 
 class FlowMatchingBlocks(SequentialPipelineBlocks):
@@ -76,6 +78,10 @@ class FlowMatchingBlocks(SequentialPipelineBlocks):
         """Run the blocks."""
         check_output(state.get("output_type", "pil"), True)  # before an hour of sampling
         return super().__call__(components, state)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | Path, **archive: Any) -> dict[str, Any]:
+        return read_json(json_file)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save which blocks these are, for `ModularPipelineBlocks.from_pretrained`.
@@ -120,7 +126,7 @@ def changed_blocks(blocks: ModularPipelineBlocks) -> list[str]:
 WHERE = {"revision", "token", "cache_dir", "force_download", "local_files_only", "proxies"}
 
 
-class FlowMatchingModularPipeline(LoraLoader, ModularPipeline):
+class FlowMatchingModularPipeline(ModularLoader, ModularPipeline):
     """The pipeline that `FlowMatchingBlocks` belong to; see diffusers' `ModularPipeline`.
 
     Components are loaded by `load_components`, replaced by `update_components`, and adapters
@@ -149,13 +155,16 @@ class FlowMatchingModularPipeline(LoraLoader, ModularPipeline):
         source = pretrained_model_name_or_path
         source = None if source is None else str(source)
         if source is not None and modular_config_dict is None and config_dict is None:
-            modular_config_dict, config_dict = self._load_pipeline_config(source, **where)
+            with reading(source):
+                modular_config_dict, config_dict = self._load_pipeline_config(source, **where)
         if modular_config_dict is None and config_dict is not None:
             modular_config_dict = modular_index(with_our_components(config_dict))
         if modular_config_dict is not None:
+            check_modular(source, modular_config_dict)
             modular_config_dict = resolved(modular_config_dict, source, where.get("revision"))
         sharing = (components_manager, collection, workflow)
-        super().__init__(blocks, source, *sharing, modular_config_dict)
+        with reading(source):
+            super().__init__(blocks, source, *sharing, modular_config_dict)
 
     @classmethod
     def from_pretrained(
@@ -185,12 +194,13 @@ class FlowMatchingModularPipeline(LoraLoader, ModularPipeline):
         source = str(pretrained_model_name_or_path)
         options = (components_manager, collection, workflow)
         try:
-            saved = ModularPipelineBlocks.load_config(source, **where)
+            saved = FlowMatchingBlocks.load_config(source, **where)
         except OSError:  # saved without blocks
             saved = {"auto_map": AUTO_MAP}
         if saved.get("auto_map") == AUTO_MAP:
             return cls(FlowMatchingBlocks(), source, *options, **where)
-        return super().from_pretrained(source, trust_remote_code, *options, **where)
+        with reading(source):
+            return super().from_pretrained(source, trust_remote_code, *options, **where)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save the components that are loaded; for arguments see diffusers.

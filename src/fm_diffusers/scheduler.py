@@ -89,6 +89,9 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
             added to it at the next step, as in compensated sums. Off, a sample is what it says:
             stored and replayed it gives the same step.
 
+    It remembers the place of one loop: threads that call `step` themselves take one each,
+    `copy.deepcopy(scheduler)`. (Calls of one pipeline do so by themselves.)
+
     Example:
         >>> scheduler = GaussianFlowScheduler(solver="heun", grid="uniform")
         >>> scheduler.set_timesteps(2)
@@ -229,7 +232,7 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         plan = self._plan_at(kwargs.pop("noise_level", None))
         tokens = kwargs.get("per_token_timesteps")
         at = place_at(plan, timestep if tokens is None else tokens, self._place, self._begin_index)
-        generator = generator or self._generator
+        generator = self._generator if generator is None else generator
         paths = begun(plan, at, sample, generator)
         at = at._replace(paths=paths) if isinstance(at, Place) else at
         transition = self._transition(plan, at, model_output, sample, paths, **kwargs)

@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 from fm_diffusers.calibration.problem import Problem
 from fm_diffusers.calibration.searching import search, trials
 from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.scheduling.checks import check_steps
 from fm_diffusers.scheduling.parts import calibrated_for
 
 
@@ -82,22 +83,22 @@ def calibrate(
             "a flow map has nothing to calibrate, its network has learned whole steps: calibrate "
             'the scheduler of its teacher, or one with solver="predictor_corrector"'
         )
-    one = isinstance(num_inference_steps, Integral)
-    given: Any = [num_inference_steps] if one else num_inference_steps
-    steps = [int(n) for n in given]
+    several = isinstance(num_inference_steps, Sequence | Tensor)
+    given: Any = num_inference_steps if several else [num_inference_steps]
+    steps = [check_steps(n) for n in given]
     if min(steps, default=0) < 2:
         raise ValueError(f"num_inference_steps must be at least 2 to be calibrated, got {steps}")
     for name, value in (("reference_steps", reference_steps), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     if hasattr(model, "calibration_field"):
         field, noise = model.calibration_field(num_samples, generator, noise, **conditions)
     else:
         field = _in_parts(model, scheduler, noise, conditions)
-    if noise is None or len(noise) < 4:
+    if not isinstance(noise, Tensor) or not noise.is_floating_point() or len(noise) < 4:
         raise ValueError(
             "pass noise=torch.randn(n, ...) of the shape of the samples, n at least 4 (128 is a "
-            f"good number), got {None if noise is None else tuple(noise.shape)}"
+            f"good number), got {getattr(noise, 'shape', noise)!s}"
         )
     ode = type(scheduler).from_config(scheduler.config, diffusion=None)
     total = reference_steps + sum(n * trials(n) for n in steps)
@@ -133,7 +134,9 @@ def _in_parts(
 
     Conditions with a value for each noise are cut too.
     """
-    count = None if noise is None else len(noise)
+    if not callable(model):
+        raise ValueError(f"model must be a network or a pipeline, got {model!r}")
+    count = len(noise) if isinstance(noise, Tensor) else None
 
     def field(x: Tensor, t: Tensor, part: slice) -> Tensor:
         own = {
@@ -144,6 +147,12 @@ def _in_parts(
         }
         timestep = scheduler.to_timestep(t).to(x.device, torch.float32)
         output = model(scheduler.scale_model_input(x, timestep), timestep, **own)
-        return output if isinstance(output, Tensor) else output[0]
+        first = output[0] if isinstance(output, tuple | list) and output else output
+        if not isinstance(first, Tensor) or first.shape != x.shape:
+            raise ValueError(
+                f"the network must return its prediction, of the shape {tuple(x.shape)}, alone or "
+                f"first in a tuple, got {getattr(first, 'shape', type(first).__name__)!s}"
+            )
+        return first
 
     return field

@@ -1,6 +1,7 @@
 """Arguments of a call, checked before anything is computed."""
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
@@ -38,11 +39,13 @@ def count(name: str, value: Any) -> int:
     return int(value)
 
 
-def number(name: str, value: Any, way_out: str) -> float:
-    """Return a finite number."""
+def number(name: str, value: Any, way_out: str, above: float = -math.inf) -> float:
+    """Return a finite number, which lies above another."""
     real = isinstance(value, Real) and not isinstance(value, bool)
     if not real or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number, got {shown(value)}: {way_out}")
+    if not value > above:
+        raise ValueError(f"{name} must be greater than {above}, got {value}: {way_out}")
     return float(value)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fm_diffusers.pipelines.arguments import finite_tensor
 from fm_diffusers.pipelines.caching import check_exact
 from fm_diffusers.pipelines.guidance import as_scale
 from fm_diffusers.scheduling.noise import Generators
@@ -34,6 +35,7 @@ def field_and_noise(
     if noise is None:
         noise = pipe.prepare_latents(num_samples, generator, None) / pipe.init_noise_sigma
     else:
+        noise = finite_tensor("noise", noise, "it is what trajectories begin with")
         noise = pipe.prepare_latents(len(noise), None, noise)
     if conditions.get("class_labels") is None:
         conditions = conditions | {"class_labels": list(range(pipe.num_classes)) or None}

@@ -14,6 +14,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from huggingface_hub import file_exists
 
+from fm_diffusers.files import read_json
 from fm_diffusers.pipelines.cards import INSTALL, card
 from fm_diffusers.pipelines.lora import LoraLoader
 from fm_diffusers.pipelines.modular_index import (
@@ -25,6 +26,14 @@ from fm_diffusers.pipelines.modular_index import (
     MODULAR_MODULE,
     modular_index,
     write_json,
+)
+from fm_diffusers.pipelines.other_folders import why_not_saved
+from fm_diffusers.pipelines.saved import (
+    MOST_OF_INDEX,
+    check_folder,
+    check_index,
+    check_loaded,
+    reading_pipeline,
 )
 
 PIPELINE_FILE = "pipeline_flow_matching"
@@ -64,8 +73,8 @@ def write_shim(file: Path, module: str, name: str) -> None:
 def forget_origins(folder: Path) -> None:
     """Drop from the configurations in a folder the places on this machine that they came from."""
     for file in folder.glob("*.json"):
-        content = json.loads(file.read_text())
-        known = content if isinstance(content, dict) else {}
+        known = json.loads(file.read_text())
+        known = known if isinstance(known, dict) else {}
         gone = [name for name in ORIGINS if is_place(known.get(name))]
         if gone:
             kept = {name: value for name, value in known.items() if name not in gone}
@@ -90,42 +99,6 @@ def write_blocks(folder: Path) -> None:
     """Write which blocks a modular pipeline of a folder is made of: ours."""
     write_shim(folder / f"{BLOCKS_FILE}.py", MODULAR_MODULE, BLOCKS)
     write_json(folder / CONFIG_FILE, {"_class_name": BLOCKS, "auto_map": AUTO_MAP})
-
-
-#: Files that tell what a folder without a saved pipeline is, and the way from there.
-OTHER_FOLDERS = {
-    "pytorch_lora_weights.safetensors": "it holds adapters: load_lora_weights takes them into "
-    "the pipeline that they were trained for",
-    "modular_model_index.json": "it is a modular pipeline, whose components may lie elsewhere: "
-    "FlowMatchingModularPipeline.from_pretrained takes it",
-    "scheduler_config.json": "it is the scheduler of one: pass the folder above",
-    "config.json": "it is one model of one: pass the folder above",
-    "tokenizer_config.json": "it is the tokenizer of one: pass the folder above",
-}
-
-
-def why_not_saved(folder: Path) -> str:
-    """Return what a folder without a saved pipeline is instead, and what to pass."""
-    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    indices = [*folder.glob("*/model_index.json")] or [*folder.glob("*/*/model_index.json")]
-    below = [str(path.parent) for path in sorted(indices)]
-    states = [path.name for path in (*inside, folder) if path.name.startswith("checkpoint-")]
-    if not inside:
-        return "it is empty: a training writes its pipeline at the end"
-    if below:
-        return f"but {', '.join(below[:5])} below it {'are' if below[1:] else 'is'}: pass that"
-    if Path(folder.parent, "model_index.json").is_file():
-        return f"but {folder.parent} above it is: pass that"
-    if states:
-        return (
-            f"{states[0]} is the state of a training that has not ended: go on with it by "
-            "--resume_from_checkpoint latest, the pipeline is written at the end"
-        )
-    return next(
-        (reason for name, reason in OTHER_FOLDERS.items() if Path(folder, name).is_file()),
-        "it has no model_index.json: pass the folder that save_pretrained wrote (the "
-        "--output_dir of a training), or a Hub id",
-    )
 
 
 def components_by(names: dict[str, str], index: dict[str, Any]) -> dict[str, list[str]]:
@@ -153,9 +126,12 @@ class SavedPipeline(LoraLoader, DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """Load a pipeline from a folder or from the Hub; arguments are those of diffusers.
 
+        Code of the folder runs only with `trust_remote_code=True`, and weights that are pickles
+        are read only with `use_safetensors=False`; see `pipelines.saved`.
+
         Raises:
-            ValueError: for a folder that does not exist or is not a saved pipeline; it says what
-                the folder is instead.
+            ValueError: for a folder that does not exist or is not a saved pipeline, of which it
+                says what the folder is instead; or whose files cannot be read, by their names.
         """
         if not isinstance(pretrained_model_name_or_path, str | Path):
             raise ValueError(
@@ -176,7 +152,41 @@ class SavedPipeline(LoraLoader, DiffusionPipeline):
                 f"there is no folder {name!r}: pass the folder that save_pretrained wrote, or a "
                 "Hub id `user/name`"
             )
-        return super().from_pretrained(name, **kwargs)
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
+        with reading_pipeline(name):
+            if folder.is_dir():
+                cls.check_saved(folder, **kwargs)
+            pipe = super().from_pretrained(name, **kwargs)
+            if kwargs.get("device_map") is None:
+                check_loaded(name, pipe.components)
+        return pipe
+
+    @classmethod
+    def download(cls, pretrained_model_name: str | Path, **kwargs: Any) -> str | Path:
+        """Download a pipeline and return its folder, unless it names code that is not trusted."""
+        folder = super().download(pretrained_model_name, **kwargs)
+        cls.check_saved(Path(folder), **kwargs)
+        return folder
+
+    @classmethod
+    def check_saved(cls, folder: Path, **kwargs: Any) -> None:
+        """Raise a `ValueError` for a folder that cannot be loaded without harm, by its files.
+
+        Args:
+            folder: of a saved pipeline.
+            **kwargs: as of `from_pretrained`.
+        """
+        index = with_our_components(cls._dict_from_json_file(folder / "model_index.json"))
+        named = {name: index[name] for name in cls.component_names() & {*index}}
+        named = {name: pair for name, pair in sorted(named.items()) if pair[0] is not None}
+        trusted, safe = kwargs.get("trust_remote_code"), kwargs.get("use_safetensors")
+        check_folder(folder, named, {*kwargs}, bool(trusted), pickles=safe is False)
+
+    @classmethod
+    def component_names(cls) -> set[str]:
+        """Return the names of all components that a pipeline of this class may have."""
+        return {*cls._get_signature_keys(cls)[0]}
 
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Write the index of the pipeline, and beside it the files that the index names."""
@@ -194,9 +204,13 @@ class SavedPipeline(LoraLoader, DiffusionPipeline):
             forget_origins(folder)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | Path, **kwargs: Any) -> dict[str, Any]:
+    def _dict_from_json_file(cls, json_file: str | Path, **archive: Any) -> dict[str, Any]:
         """Read an index: the pipeline is the class that was asked for, not the repository's."""
-        index = super()._dict_from_json_file(json_file, **kwargs)
+        if any(archive.values()):  # until diffusers 0.40 a file could lie in one
+            index = super()._dict_from_json_file(json_file, **archive)
+        else:
+            index = read_json(json_file, MOST_OF_INDEX)
+        check_index(json_file, index, cls.component_names())
         if isinstance(index["_class_name"], list):
             index["_class_name"] = index["_class_name"][1]
         return index

@@ -50,7 +50,10 @@ def as_pixels(name: str, images: Any, channels: int) -> Tensor:
 def as_bytes(name: str, images: Any, channels: int) -> Tensor | None:
     """Return pictures, which are integers from 0 to 255, as uint8; None for other numbers."""
     several = images if isinstance(images, list | tuple) else [images]
-    whole = [isinstance(x, Image.Image) or str(x.dtype).endswith("uint8") for x in several]
+    whole = [
+        isinstance(x, Image.Image) or str(getattr(x, "dtype", "")).endswith("uint8")
+        for x in several
+    ]
     if not all(whole):
         return None
     return (as_pixels(name, images, channels) * 255).round().to(torch.uint8)
@@ -71,6 +74,11 @@ def _one(name: str, image: Any, channels: int) -> Tensor:
         raise ValueError(
             f"{name} must be a PIL picture, an array, a tensor or a list of these, got "
             f"{described(image)}"
+        )
+    if image.is_complex() or image.is_meta:
+        raise ValueError(
+            f"{name} must hold real numbers on a device that has them, got a tensor of "
+            f"{image.dtype} on {image.device}: pass image.real, or what was read from a file"
         )
     image = image[None, None] if image.ndim == 2 else image
     image = image[None] if image.ndim == 3 else image

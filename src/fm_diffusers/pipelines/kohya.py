@@ -14,6 +14,7 @@ Reference: https://github.com/kohya-ss/sd-scripts.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fm_diffusers.diffusers_internals import (
@@ -65,7 +66,8 @@ def from_kohya(
     wrong: list[str] = []
     for name, parts in named.items():
         component, there = _find(name, known)
-        if there is None or not WEIGHTS <= parts.keys() <= WEIGHTS | OPTIONAL:
+        finite = parts.get("alpha", torch.zeros(())).isfinite().all()
+        if there is None or not finite or not WEIGHTS <= parts.keys() <= WEIGHTS | OPTIONAL:
             wrong += [f"{name}.{what}" for what in sorted(parts)]
             continue
         down, up = parts["lora_down.weight"], parts["lora_up.weight"]
@@ -78,7 +80,7 @@ def from_kohya(
     if wrong:
         raise ValueError(
             f"{len(wrong)} weights by kohya's names belong to no layer of {sorted(networks)}, or "
-            f"are not lora_down, lora_up and alpha of one: {', '.join(wrong[:8])}"
+            f"are not lora_down, lora_up and a finite alpha of one: {', '.join(wrong[:8])}"
             f"{', ...' if len(wrong) > 8 else ''}; load a LoRA of this network, or take them out"
         )
     metadata: dict[str, Any] = {}

@@ -21,15 +21,19 @@ Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
 https://arxiv.org/abs/2106.09685.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from diffusers.loaders import PeftAdapterMixin, StableDiffusionLoraLoaderMixin
+from diffusers.utils import recurse_remove_peft_layers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fm_diffusers.diffusers_internals import fetch_state_dict, give_base
+from fm_diffusers.files import reading
 from fm_diffusers.pipelines.kohya import from_kohya, is_kohya
 
 for network in (UNet2DModel, DiTTransformer2DModel):
@@ -94,8 +98,16 @@ def _fetched(
         use_safetensors is not False,
         **dict.fromkeys((*places, "subfolder")) | {"force_download": False} | where,
         user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
-        allow_pickle=not use_safetensors,
+        allow_pickle=use_safetensors is False,
     )
+
+
+def _without_adapters(network: nn.Module) -> None:
+    """Give a network its own layers back."""
+    recurse_remove_peft_layers(network)
+    vars(network).pop("peft_config", None)
+    if hasattr(network, "_hf_peft_config_loaded"):
+        network._hf_peft_config_loaded = False
 
 
 class LoraLoader(StableDiffusionLoraLoaderMixin):
@@ -123,18 +135,40 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
             **kwargs: where to look: `weight_name`, `subfolder`, `revision`, `token`, `cache_dir`,
                 `force_download`, `local_files_only`, `proxies`, `use_safetensors`.
 
+        Pickles are read only with `use_safetensors=False`. What cannot be loaded leaves no part.
+
         Raises:
-            ValueError: for weights that are no adapters, or of layers that are not here.
+            ValueError: for weights that are no adapters, or of layers that are not here; or for a
+                file that cannot be read, by its name.
         """
         source = pretrained_model_name_or_path_or_dict
         source = dict(source) if isinstance(source, dict) else str(source)
-        layers, metadata = _fetched(source, **kwargs)
-        if is_kohya(layers):
-            able = {name: getattr(self, name) for name in self._lora_loadable_modules}
-            layers, metadata = from_kohya(layers, able)
-        self.check_lora_layers(layers)
-        options = {"adapter_name": adapter_name, "hotswap": hotswap, "metadata": metadata}
-        options |= {"network_alphas": None, "_pipeline": self}
+        with reading("the state dict" if isinstance(source, dict) else source), self.whole():
+            layers, metadata = _fetched(source, **kwargs)
+            if is_kohya(layers):
+                able = {name: getattr(self, name) for name in self._lora_loadable_modules}
+                layers, metadata = from_kohya(layers, able)
+            self.check_lora_layers(layers)
+            options = {"adapter_name": adapter_name, "hotswap": hotswap, "metadata": metadata}
+            self._add(layers, options | {"network_alphas": None, "_pipeline": self})
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Take out of all networks what was added to some before an error."""
+        networks = [getattr(self, name) for name in self._lora_loadable_modules]
+        before = [{*getattr(network, "peft_config", {})} for network in networks]
+        try:
+            yield
+        except Exception:
+            for network, known in zip(networks, before, strict=True):
+                delete = getattr(network, "delete_adapters", None) or network.delete_adapter
+                for added in {*getattr(network, "peft_config", {})} - known if known else ():
+                    delete(added)
+                if not known:
+                    _without_adapters(network)
+            raise
+
+    def _add(self, layers: dict[str, Tensor], options: dict[str, Any]) -> None:
         for name in sorted({key.split(".")[0] for key in layers}):
             if name == "text_encoder":
                 self.load_lora_into_text_encoder(layers, text_encoder=self.text_encoder, **options)

@@ -10,6 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fm_diffusers.files import shortened
+from fm_diffusers.pipelines.saved import check_class
+
 #: Written into saved pipelines: their blocks, and the pipeline that these belong to.
 MODULAR_MODULE, BLOCKS = "fm_diffusers.modular", "FlowMatchingBlocks"
 PIPELINE = "FlowMatchingModularPipeline"
@@ -67,3 +70,30 @@ def resolved(index: dict[str, Any], source: str | None, revision: str | None) ->
         return [*value[:2], value[2] | beside]
 
     return {name: place(value) for name, value in index.items()}
+
+
+def check_modular(source: Any, index: dict[str, Any]) -> None:
+    """Raise a `ValueError` for a modular index whose components cannot be loaded without harm.
+
+    Args:
+        source: the folder or repository that it was read from.
+        index: as it is written.
+    """
+    file = f"{source}/{INDEX_FILE}"
+    for name, value in index.items():
+        if not isinstance(value, list | tuple) or len(value) != 3:
+            continue
+        where = value[2] if isinstance(value[2], dict) else {}
+        pairs = [value[:2], where.get("type_hint")]
+        place = "pretrained_model_name_or_path" in where
+        if not place or not all(map(_is_class, pairs)) or {True, False} <= _is_named(pairs):
+            raise ValueError(
+                f"{file} must say of {name} its library, its class and where it lies, got "
+                f"{shortened(repr(value), 120)}: write it anew by save_pretrained"
+            )
+        for library, class_name in pairs if value[0] is not None else ():
+            check_class(file, name, library, class_name, Path(str(source), name))
+
+
+def _is_named(pairs: list[Any]) -> set[bool]:
+    return {part is not None for pair in pairs for part in pair}

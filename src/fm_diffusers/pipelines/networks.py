@@ -7,6 +7,7 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
+from fm_diffusers.pipelines.arguments import is_whole
 from fm_diffusers.pipelines.labels import by_number
 
 
@@ -98,6 +99,13 @@ def check_network(network: nn.Module) -> None:
             "the network must have a config with in_channels and sample_size, as the models of "
             f"diffusers do, but {type(network).__name__} has none: make it a ModelMixin and "
             "ConfigMixin"
+        )
+    size = config.get("sample_size")
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
+    if size is not None and not all(is_whole(side) and side > 0 for side in sides):
+        raise ValueError(
+            "the network's sample_size must be the side of its samples, or their height and "
+            f"width, got {size!r}: None is for a network of any size"
         )
     channels = config.in_channels
     if config.get("out_channels") not in (None, channels, 2 * channels):

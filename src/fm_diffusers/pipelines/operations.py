@@ -6,6 +6,7 @@ Conditions are arguments of a call by name (`class_labels`, `prompt`, `negative_
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor
 
-from fm_diffusers.pipelines.arguments import NUM_INFERENCE_STEPS, count
+from fm_diffusers.pipelines.arguments import NUM_INFERENCE_STEPS, count, number
 from fm_diffusers.pipelines.conditions import Asked
 from fm_diffusers.pipelines.denoising import alone, denoise
 from fm_diffusers.pipelines.densities import LogLikelihoodOutput, density
@@ -21,7 +22,10 @@ from fm_diffusers.pipelines.encoding import Encoding
 from fm_diffusers.pipelines.guidance import guidance_of
 from fm_diffusers.pipelines.images import as_pixels
 from fm_diffusers.pipelines.inversion import InversionOutput, between, solved
+from fm_diffusers.pipelines.networks import check_size
+from fm_diffusers.pipelines.outputs import shown
 from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.scheduling.checks import check_steps
 
 #: Carries samples from noise to images, or back.
 Run = Callable[[Tensor], Tensor]
@@ -153,6 +157,11 @@ class Operations(Encoding):
         ):
             if value is not None:
                 count(name, value)
+        number("tolerance", tolerance, "it is the error that may be made", above=0)
+        if num_inference_steps is not None:
+            check_steps(num_inference_steps)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(f"generator must be a torch.Generator, got {shown(generator)}")
         self._check_scheduler("density")
         asked = self.asking(**conditions)
         with alone(self) as own:
@@ -168,6 +177,11 @@ class Operations(Encoding):
 
     def asking(self, condition: Any = None, **conditions: Any) -> Asked:
         """Return what a call asks for, by the pipeline's own guider unless it brings one."""
+        if unknown := sorted({*conditions} - {field.name for field in fields(Asked)}):
+            raise ValueError(
+                f"there is no condition {unknown[0]!r}: the conditions of images are "
+                f"{', '.join(field.name for field in fields(Asked))}"
+            )
         own = conditions.get("guider") or self.guider
         return Asked(**self.conditioning.named(condition, **{**conditions, "guider": own}))
 
@@ -192,8 +206,11 @@ class Operations(Encoding):
     ) -> Iterator[tuple[Tensor, Run, Run]]:
         """Give the samples of images, and the runs from noise to them and back."""
         n = count("num_inference_steps", steps)
+        if tolerance is not None:
+            number("tolerance", tolerance, "it is the error of the round trip", above=0)
         self._check_scheduler("inverse")
         x = self.canvas.encode(as_pixels("image", image, self.canvas.channels))
+        check_size(self.network, x.shape[2:], self.vae_scale_factor)
         x = x.to(self._execution_device)
         if tolerance is not None and x.device.type == "cpu":
             x = x.double()  # float32 rounds a state too coarsely to solve for it
@@ -214,7 +231,9 @@ class Operations(Encoding):
 
     def _noise_of(self, x: Any, steps: int, conditions: dict[str, Any]) -> Tensor:
         """Return noise as it is, and that of an image."""
-        if isinstance(x, Tensor) and not ((x >= 0) & (x <= 1)).all():
+        if isinstance(x, Tensor) and x.is_floating_point() and x.is_meta:
+            raise ValueError(f"a and b must hold numbers, got a tensor on {x.device}")
+        if isinstance(x, Tensor) and not x.is_complex() and not ((x >= 0) & (x <= 1)).all():
             return x[None] if x.ndim == 3 else x
         with self._runs(x, steps, None, conditions) as (samples, _, back):
             return back(samples)

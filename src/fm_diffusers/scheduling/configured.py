@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion
+from fm_diffusers.files import read_json, reading
 from fm_diffusers.paths import GaussianPath
 from fm_diffusers.predictions import target
 from fm_diffusers.scheduling.checks import check
@@ -32,6 +33,22 @@ class Configured:
     _training: TrainingTable
 
     # --- the configuration -----------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a scheduler of any class as one of this, from a folder or the Hub; see diffusers.
+
+        Raises:
+            ValueError: for a file that is no configuration of a scheduler, by its name.
+        """
+        with reading(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any, **archive: Any) -> dict[str, Any]:
+        if any(archive.values()):  # until diffusers 0.40 a file could lie in one
+            return super()._dict_from_json_file(json_file, **archive)
+        return read_json(json_file)
 
     @property
     def _internal_dict(self) -> FrozenConfig:
@@ -160,8 +177,21 @@ class Configured:
 
     def _noised_at(self, z: Tensor, eps: Tensor, timesteps: Tensor) -> tuple[Tensor, ...]:
         """Return data, noise and times with one batch size."""
+        for name, value in (("samples", z), ("noise", eps)):
+            if not isinstance(value, Tensor) or value.shape[1:] != getattr(z, "shape", ())[1:]:
+                raise ValueError(
+                    "samples and noise must be tensors of one shape, got "
+                    f"{getattr(value, 'shape', value)!s} for {name}: torch.randn_like(samples) is "
+                    "noise of theirs"
+                )
         dtype = torch.promote_types(eps.dtype, torch.float32)
-        timesteps = torch.as_tensor(timesteps).reshape(-1)
+        try:
+            timesteps = torch.as_tensor(timesteps).reshape(-1)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"timesteps must be numbers, one for each sample or for all, got {timesteps!r}: "
+                "scheduler.timesteps has some"
+            ) from error
         self.clock.check_timesteps(timesteps)
         t = self.to_time(timesteps.to(eps.device, dtype))
         sizes = {len(z), len(eps), len(t)} - {1}

@@ -205,7 +205,8 @@ class Contract(Configured):
         place = begin(plan, (self._begin_index or 0) if index is None else index)
         if plan.brownian is None:
             return place
-        return place._replace(paths=NOISES[plan.noise](batch_size, generator or self._generator))
+        generator = self._generator if generator is None else generator
+        return place._replace(paths=NOISES[plan.noise](batch_size, generator))
 
     def _begin(self, index: int | None) -> None:
         if index is not None and self._plan is not None:

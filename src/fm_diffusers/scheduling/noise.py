@@ -22,8 +22,33 @@ Noise = Callable[[Tensor, Generators | None], Tensor]
 
 
 def independent(like: Tensor, generator: Generators | None = None) -> Tensor:
-    """Return noise from one generator, or from one for each sample."""
+    """Return noise from one generator, or from one for each sample.
+
+    Raises:
+        ValueError: for what is no generator, or a list of another length than the batch.
+    """
+    each_of(generator, len(like))
     return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def each_of(generator: Generators | None, batch_size: int) -> list[torch.Generator | None]:
+    """Return generators as a list, of one for all samples or one for each.
+
+    Raises:
+        ValueError: for what is no generator, or a list of another length than the batch.
+    """
+    each = generator if isinstance(generator, list) else [generator]
+    if not all(g is None or isinstance(g, torch.Generator) for g in each):
+        raise ValueError(
+            f"generator must be a torch.Generator or a list of them, got {generator!r}: "
+            "torch.Generator().manual_seed(seed) is one"
+        )
+    if len(each) not in (1, batch_size):
+        raise ValueError(
+            f"generator must be one, or a list with one for each of the {batch_size} samples, got "
+            f"{len(each)}"
+        )
+    return each
 
 
 @dataclass(frozen=True)
@@ -74,12 +99,7 @@ def brownian_paths(batch_size: int, generator: Generators | None = None) -> Brow
     Raises:
         ValueError: for a list of generators of another length than the batch.
     """
-    each = generator if isinstance(generator, list) else [generator]
-    if len(each) not in (1, batch_size):
-        raise ValueError(
-            f"generator must be one, or a list with one for each of the {batch_size} samples, got "
-            f"{len(each)}"
-        )
+    each = each_of(generator, batch_size)
     each = each * batch_size if len(each) == 1 else each
     return BrownianPaths(tuple(_seed(g) for g in each))
 

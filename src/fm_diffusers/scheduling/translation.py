@@ -19,8 +19,10 @@ refused or unknown.
 """
 
 import inspect
+import reprlib
 import warnings
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import diffusers
@@ -42,6 +44,15 @@ from fm_diffusers.scheduling.overrides import check_keywords, warn_of_unknown, w
 FLOW_KEYS = {"shift", "base_shift"}
 TABLE_KEYS = {"beta_start", "beta_end", "beta_schedule"}
 
+#: Kinds of values that JSON has, the narrower first.
+KINDS: dict[str, Any] = {
+    "True or False": bool,
+    "a number": Real,
+    "a text": str,
+    "a list": list | tuple,
+    "a dictionary": Mapping,
+}
+
 #: What a user may say about another scheduler's configuration in its own words, beside `THEIRS`.
 HINTS = {"prediction_type", "beta_schedule", "invert_sigmas"}
 
@@ -62,14 +73,57 @@ def translate(
         ValueError: if a keyword is none of ours, the family is unknown, its networks are not fed
             and read as those here, or a setting of theirs cannot be kept.
     """
+    check_class(config)
     ours = "path" in config or not config or config.get("_class_name") == "GaussianFlowScheduler"
     if not unused:
         check_keywords(given, own if ours else own | THEIRS)
-    config = _ours(config, own, given) if ours else _from_theirs(config, own, given)
+    try:
+        config = _ours(config, own, given) if ours else _from_theirs(config, own, given)
+    except (TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(
+            f"the configuration has a value of the wrong kind or size, {error}: write it anew by "
+            "save_pretrained, or leave that value out"
+        ) from error
     known = own.union(THEIRS, _defaults(config), *(refused.keys for refused in REFUSED.values()))
     warn_of_unknown(config, known)
     config.pop("solver_p", None)  # an object, which no file holds
     return without_leftovers(config, given)
+
+
+def check_class(config: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` for a configuration that is that of no scheduler."""
+    name, unset = config.get("_class_name"), config.get("_use_default_values", [])
+    if name is not None and not isinstance(name, str):
+        raise ValueError(
+            f"_class_name must be the name of a scheduler, got {name!r}: leave it out, and pass "
+            "path and prediction_type"
+        )
+    found = getattr(diffusers, name, None) if name and name.isidentifier() else None
+    if found is not None and not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise ValueError(
+            f"_class_name must be the name of a scheduler, got {name!r}, which diffusers has for "
+            "something else: pass the configuration of a scheduler"
+        )
+    if not isinstance(unset, list | tuple) or not all(isinstance(name, str) for name in unset):
+        raise ValueError(
+            f"_use_default_values must be a list of names, got {unset!r}: leave it out"
+        )
+
+
+def check_kinds(config: Config, defaults: Config) -> None:
+    """Raise a `ValueError` for values of another kind than those that a class has by default."""
+    for name in sorted(set(config) & set(defaults)):
+        value, default = config[name], defaults[name]
+        if None not in (_kind(value), _kind(default)) and _kind(value) != _kind(default):
+            raise ValueError(
+                f"{name} of a {config.get('_class_name')} must be {_kind(default)}, as "
+                f"{default!r} is, got {reprlib.repr(value)}: leave it out for that"
+            )
+
+
+def _kind(value: Any) -> str | None:
+    """Return the kind of a value in words; None for what may stand for any."""
+    return next((words for words, types in KINDS.items() if isinstance(value, types)), None)
 
 
 def _ours(config: Mapping[str, Any], own: set[str], given: Config) -> Config:
@@ -96,6 +150,7 @@ def _from_theirs(config: Mapping[str, Any], own: set[str], given: Config) -> Con
     """Return a configuration of diffusers' in our words."""
     name = str(config.get("_class_name") or "")
     defaults = _defaults(config)
+    check_kinds(config, defaults)
     config = defaults | {k: v for k, v in config.items() if not k.startswith("_")}
     for part, (keys, reason) in REFUSED.items():
         if part in name or keys & {*config, str(config.get("prediction_type"))}:

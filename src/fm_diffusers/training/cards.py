@@ -5,12 +5,12 @@ added by `examples/evaluate.py`. So the card of an evaluated model has the numbe
 measured and no others.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from fm_diffusers.files import read_json, reading
 from fm_diffusers.pipelines.cards import URL, USAGE, listed, steps_shown
 from fm_diffusers.training.plugins import plugin_lines
 
@@ -111,10 +111,20 @@ FIGURES = {
 
 
 def write_card(folder: Path) -> None:
-    """Write `README.md` from `training.json` and, where there is one, `evaluation.json`."""
-    record = json.loads((folder / "training.json").read_text())
+    """Write `README.md` from `training.json` and, where there is one, `evaluation.json`.
+
+    Raises:
+        ValueError: if these are not what the scripts write.
+    """
+    record = read_json(folder / "training.json")
     evaluation = folder / "evaluation.json"
-    measured = json.loads(evaluation.read_text()) if evaluation.exists() else None
+    measured = read_json(evaluation) if evaluation.exists() else None
+    with reading(f"{folder / 'training.json'} or {evaluation.name}"):
+        card_of(record, measured).save(folder / "README.md")
+
+
+def card_of(record: dict[str, Any], measured: dict[str, Any] | None) -> ModelCard:
+    """Return the card of a record, and of what was measured."""
     data, parts = KINDS[record.get("kind", "pipeline")](record)
     rows = {name: value for name, value in record.items() if name not in HIDDEN}
     text = CARD.format(
@@ -132,7 +142,7 @@ def write_card(folder: Path) -> None:
         model_name=record["title"],
         eval_results=results(record, measured) if measured else None,
     )
-    ModelCard(f"---\n{card.to_yaml()}\n---\n{text}").save(folder / "README.md")
+    return ModelCard(f"---\n{card.to_yaml()}\n---\n{text}")
 
 
 def fillings(record: dict[str, Any]) -> dict[str, Any]:

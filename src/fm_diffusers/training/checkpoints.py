@@ -26,7 +26,9 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from fm_diffusers.files import read_json
 from fm_diffusers.training.finished import clear, find_outcome, steps_of
+from fm_diffusers.training.states import check_states
 
 MANIFEST = "manifest.json"
 #: What to do about an argument that has changed, so that the run would have been the same.
@@ -185,13 +187,14 @@ class Checkpoints:
                 accelerator.print(f"nothing to resume in {self.folder}: a new run begins")
             return False
         self.compare(found)
+        check_states(found)
         accelerator.load_state(str(found))
         accelerator.print(f"resumed from {found}")
         return True
 
     def compare(self, found: Path) -> None:
         """Warn of what has changed since a checkpoint, or raise if that would undo later work."""
-        saved = json.loads((found / MANIFEST).read_text())["run"]
+        saved = read_json(found / MANIFEST)["run"]
         changed = [key for key in self.run if saved.get(key) != self.run[key]]
         own = number(found) or 0
         done = max([*(number(path) or 0 for path in self.all()), steps_of(self.folder) or 0, own])
@@ -277,8 +280,11 @@ def write_manifest(folder: Path, run: dict[str, Any]) -> None:
 def damage(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, None if nothing is."""
     try:
-        expected = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        content = read_json(folder / MANIFEST)
+    except (OSError, ValueError):
+        content = {}
+    expected = content.get("files")
+    if not isinstance(expected, dict) or not isinstance(content.get("run"), dict):
         return f"its {MANIFEST} is missing or unreadable"
     present = describe(folder)
     missing = [name for name in expected if name not in present]

@@ -7,16 +7,19 @@ it. `--plugins` are run before anything else, so that `--help` lists the rows th
 import json
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import HfArgumentParser
 
+from fm_diffusers.files import MOST_LEVELS, shortened
 from fm_diffusers.training.plugins import load_plugins
 
 Arguments = TypeVar("Arguments")
+#: The most that a file of arguments may hold.
+MOST_OF_CONFIG = 2**17
 
 
 def flags(values: dict[str, Any]) -> Iterator[str]:
@@ -67,14 +70,41 @@ def read_config(file: str, names: list[str]) -> dict[str, Any]:
     if not Path(file).is_file():
         raise ValueError(f"--config {file!r} is not a file")
     try:
-        values = yaml.safe_load(Path(file).read_text()) or {}
-    except yaml.YAMLError as error:
+        with open(file, encoding="utf-8") as stream:
+            text = stream.read(MOST_OF_CONFIG + 1)
+        if len(text) > MOST_OF_CONFIG:
+            raise ValueError(f"it has more than {MOST_OF_CONFIG} characters")
+        check_parts(yaml.parse(text, yaml.SafeLoader))
+        values = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"--config {file!r} is no YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"--config {file!r} must hold `name: value` lines, got {values!r}")
+        raise ValueError(
+            f"--config {file!r} must hold `name: value` lines, got {shortened(repr(values), 80)}"
+        )
     unknown = [name for name in values if name not in names]
     if unknown:
-        raise ValueError(f"--config {file!r} holds {unknown}, the script takes {names}")
+        raise ValueError(
+            f"--config {file!r} holds {shortened(unknown, 200)}, the script takes {names}"
+        )
     if values.get("mixed_precision") is False:
         values["mixed_precision"] = "no"  # which YAML takes for a boolean
     return values
+
+
+def check_parts(events: Iterable[Any]) -> None:
+    """Raise a `ValueError` for YAML that means far more than it says: by names, or in depth.
+
+    Args:
+        events: of the file, as they are read.
+    """
+    import yaml
+
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"*{event.anchor} stands for a part of it: write that part out")
+        if depth > MOST_LEVELS:
+            raise ValueError(f"it is nested deeper than {MOST_LEVELS} levels")

@@ -5,10 +5,12 @@ pipeline, the weights of an adapter, the configuration of a model. `training.jso
 after it, has the number of steps; a run that was killed between them is not finished.
 """
 
-import json
 import re
 import shutil
 from pathlib import Path
+
+from fm_diffusers.files import WAY_OUT, read_json
+from fm_diffusers.pipelines.saved import is_plain
 
 #: What a folder holds, by the file that says so.
 OUTCOMES = {
@@ -35,15 +37,19 @@ def steps_of(folder: Path) -> int | None:
     file = folder / RECORD
     if find_outcome(folder) is None or not file.is_file():
         return None
-    return json.loads(file.read_text()).get("steps")
+    steps = read_json(file).get("steps")
+    if steps is not None and type(steps) is not int:
+        raise ValueError(f"{file} must hold a number of steps, got {steps!r}: {WAY_OUT}")
+    return steps
 
 
 def clear(folder: Path) -> None:
     """Delete what a run has trained and what was written beside it."""
     index = folder / "model_index.json"
-    parts = json.loads(index.read_text()) if index.is_file() else {}
+    parts = read_json(index) if index.is_file() else {}
     for name, part in parts.items():
-        if isinstance(part, list) and (folder / name).is_dir():
+        # a name may lead out of the folder
+        if isinstance(part, list) and is_plain(name) and (folder / name).is_dir():
             shutil.rmtree(folder / name)
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if path.is_file() and (path.name in OUTCOMES or BESIDE.fullmatch(path.name)):

@@ -3,12 +3,12 @@
 A path is told by its last part; a model that this machine has pushed, by its id on the Hub.
 """
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from fm_diffusers.files import read_json
 from fm_diffusers.pipelines.hub import is_place
 
 
@@ -28,7 +28,7 @@ def public(value: Any) -> Any:
     if not is_place(value):
         return value
     record = Path(value, "training.json")
-    pushed = json.loads(record.read_text()).get("repo_id") if record.is_file() else None
+    pushed = read_json(record).get("repo_id") if record.is_file() else None
     return pushed or os.path.basename(os.path.abspath(os.path.expanduser(value)))
 
 

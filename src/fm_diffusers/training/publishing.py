@@ -18,6 +18,7 @@ from huggingface_hub import create_repo, upload_folder
 from PIL import Image
 
 import fm_diffusers
+from fm_diffusers.files import read_json
 from fm_diffusers.pipelines.cards import chosen_scale, example
 from fm_diffusers.training.arguments import TrainingArguments
 from fm_diffusers.training.cards import write_card
@@ -142,7 +143,7 @@ def say_finished(args: TrainingArguments, accelerator: Accelerator, steps: int) 
 def retitle(folder: Path, repo_id: str) -> None:
     """Write the name on the Hub into the record and the card."""
     file = folder / "training.json"
-    record = json.loads(file.read_text())
+    record = read_json(file)
     if "title" in record:
         named = {"title": repo_id, "repo_id": repo_id}
         file.write_text(json.dumps(record | named, indent=2) + "\n")
