@@ -213,7 +213,7 @@ def test_arguments_of_another_type_say_so(given, message):
         ({"timestep": torch.tensor([1.0, 2.0, 3.0])}, "timestep must be one, or one for each"),
         ({"timestep": torch.tensor([2000.0, 3.0])}, "must lie between 1000, pure noise, and 0"),
         ({"timestep": torch.tensor([math.nan, 3.0])}, "must lie between 1000, pure noise, and 0"),
-        ({"noise_level": "a"}, "scale of a diffusion must be finite and at least 0, got a"),
+        ({"noise_level": "a"}, "noise_level must be a number, got 'a'"),
         ({"noise_level": -1.0}, "scale of a diffusion must be finite and at least 0, got -1"),
     ],
 )

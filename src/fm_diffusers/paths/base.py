@@ -47,8 +47,14 @@ def as_time(t: float | Tensor) -> Tensor:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a real number, which a truth value is not."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Whether a value is a real number that a float can hold, which a truth value is not."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return False
+    return True
 
 
 def check_positive(**values: float) -> None:

@@ -11,6 +11,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fm_diffusers.grids import RESPACINGS
@@ -141,3 +142,34 @@ def check_fed(timesteps: Tensor) -> None:
             "networks are fed: starts of steps must be distinct; take fewer steps, a milder shift "
             "or grid, or ends t_min and t_max further inside"
         )
+
+
+def check_samples(**values: Tensor) -> None:
+    """Raise a `ValueError` for what is no tensor of floating-point numbers."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise ValueError(
+                f"{name} must be a tensor of floating-point numbers, got "
+                f"{value.dtype if isinstance(value, Tensor) else type(value).__name__}: pass what "
+                "the network takes and returns"
+            )
+
+
+def as_numbers(
+    name: str, given: Any, what: str = "a number, a list of numbers or a tensor"
+) -> Tensor:
+    """Return numbers as a tensor; `what` they must be is for the message.
+
+    Raises:
+        ValueError: for what is none, complex numbers included.
+    """
+    try:
+        values = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        values = None
+    if values is None or values.is_complex():
+        raise ValueError(
+            f"{name} must be {what}, got {reprlib.repr(given)}: give those of the scheduler, or "
+            "others between them"
+        )
+    return values

@@ -11,7 +11,7 @@ from torch import Tensor
 from fm_diffusers.diffusions import Diffusion
 from fm_diffusers.paths import GaussianPath
 from fm_diffusers.predictions import target
-from fm_diffusers.scheduling.checks import check
+from fm_diffusers.scheduling.checks import as_numbers, check, check_samples
 from fm_diffusers.scheduling.clock import Clock
 from fm_diffusers.scheduling.frozen import FrozenConfig, public
 from fm_diffusers.scheduling.parts import check_parts, make_clock
@@ -158,8 +158,9 @@ class Configured:
 
     def _noised_at(self, z: Tensor, eps: Tensor, timesteps: Tensor) -> tuple[Tensor, ...]:
         """Return data, noise and times with one batch size."""
+        check_samples(samples=z, noise=eps)
         dtype = torch.promote_types(eps.dtype, torch.float32)
-        timesteps = torch.as_tensor(timesteps).reshape(-1)
+        timesteps = as_numbers("timesteps", timesteps).reshape(-1)
         self.clock.check_timesteps(timesteps)
         t = self.to_time(timesteps.to(eps.device, dtype))
         sizes = {len(z), len(eps), len(t)} - {1}
@@ -176,7 +177,8 @@ class Configured:
         """Return what the network is fed: the sample, or its point on the path of the training."""
         if self.clock.model_path is None:
             return sample
+        check_samples(sample=sample)
         dtype = torch.promote_types(sample.dtype, torch.float32)
-        timesteps = torch.as_tensor(timestep, device=sample.device).to(dtype)
+        timesteps = as_numbers("timestep", timestep).to(sample.device, dtype)
         factor = self.solver.rescaling(self.to_time(timesteps))
         return (factor.reshape(-1, *[1] * (sample.ndim - 1)) * sample).to(sample.dtype)

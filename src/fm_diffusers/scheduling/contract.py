@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fm_diffusers.scheduling.checks import as_numbers
 from fm_diffusers.scheduling.configured import Configured
-from fm_diffusers.scheduling.noise import NOISES, Generators
+from fm_diffusers.scheduling.noise import NOISES, Generators, check_generators
 from fm_diffusers.scheduling.place import Place, begin, locate, nearest_start
 from fm_diffusers.scheduling.plan import Plan, backwards
 from fm_diffusers.scheduling.timetable import make_plan
@@ -109,6 +110,7 @@ class Contract(Configured):
 
         Most of diffusers' flow pipelines hand no generator to `step`.
         """
+        check_generators(generator)
         self._generator = generator
 
     @property
@@ -148,10 +150,13 @@ class Contract(Configured):
     def previous_timestep(self, timestep: float | Tensor) -> float | Tensor:
         """Return the timestep that follows on the way to the data, as DDPM names it."""
         if self._plan is None:
+            as_numbers("timestep", timestep)
             return timestep - 1
         index = locate(self._plan, timestep, -1)
         if index is None:
-            raise ValueError(f"timestep {timestep} is none of the scheduler's: {self.timesteps}")
+            raise ValueError(
+                f"timestep {timestep} is none of the scheduler's: pass one of {self.timesteps}"
+            )
         end = self.to_timestep(self._plan.times[-1:]).to(self.timesteps)
         return torch.cat([self.timesteps, end])[index + 1]
 
@@ -205,11 +210,12 @@ class Contract(Configured):
         place = begin(plan, (self._begin_index or 0) if index is None else index)
         if plan.brownian is None:
             return place
-        return place._replace(paths=NOISES[plan.noise](batch_size, generator or self._generator))
+        generator = self._generator if generator is None else generator
+        return place._replace(paths=NOISES[plan.noise](batch_size, generator))
 
     def _begin(self, index: int | None) -> None:
         if index is not None and self._plan is not None:
-            begin(self._plan, index)
+            index = begin(self._plan, index).index
         self._begin_index, self._place, self._place_before = index, None, None
 
     def index_for_timestep(
@@ -220,9 +226,14 @@ class Contract(Configured):
         Solvers with several evaluations ask at an interval's end and again at the start of the
         next; a loop begins at the latter. In another schedule it is the nearest of all.
         """
+        timestep = as_numbers("timestep", timestep)
+        if timestep.numel() != 1:
+            raise ValueError(
+                f"timestep must be one number, got {timestep.tolist()}: ask for each on its own"
+            )
         if schedule_timesteps is not None or self._plan is None:
             schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
-            return (schedule - torch.as_tensor(timestep).to(schedule)).abs().argmin().item()
+            return (schedule - timestep.to(schedule)).abs().argmin().item()
         return nearest_start(self._plan, timestep).item()
 
     def _planned(self) -> Plan:
