@@ -81,7 +81,7 @@ OPEN = {
     "steps_offset": [0, 1],
     "dynamic_thresholding_ratio": [0, 0.5, 0.995, 1],
     "degree": [1, 1.5, 2.0, 3.0],
-    "scale": [None, 0.0, 0.1, 0.5, 0.9, 1.0, 2.0],
+    "strength": [None, 0.0, 0.1, 0.5, 0.9, 1.0, 2.0],
     "last": [0.0, 0.001, 0.002],
 }
 #: Where these words stand in both: solvers and grids that are given a tableau or a table.
@@ -129,9 +129,11 @@ def parameters_of(argument, name):
 @st.composite
 def parameters(draw, argument, name, wild=False):
     """Draw parameters of a row, most often few of them."""
-    known = parameters_of(argument, name)
+    known, strength = parameters_of(argument, name), argument == "diffusion_kwargs"
     chosen = [p for p in known if draw(st.booleans())]
-    values = {p: draw(st.sampled_from(around(p, known[p]))) for p in chosen}
+    values = {
+        p: draw(st.sampled_from(around("strength" if strength else p, known[p]))) for p in chosen
+    }
     if wild and known:
         values[draw(st.sampled_from(sorted(known)))] = draw(st.sampled_from(JSON))
     return values or None

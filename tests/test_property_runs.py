@@ -73,7 +73,7 @@ def error_of_sde(scheduler, n, mu):
     return (abs(x[0].item() - centre) / size + abs(std / size - 1)).item()
 
 
-@cases(configurations(without=(*BOUNDED, *CUT, "noise"), most=2), fast=150, slow=6_000)
+@cases(configurations(without=(*BOUNDED, *CUT, "noise"), most=2), fast=60, slow=7_000)
 def test_more_steps_converge_to_the_exact_distribution(config):
     scheduler = scheduler_of(config)
     if scheduler is None or config.get("diffusion") in NOT_LIMITS:
@@ -99,7 +99,7 @@ NOISE = torch.tensor([[-1.5], [0.25], [1.0]], dtype=float64)
     st.sampled_from([1, 2, 3, 5, 8]),
     st.sampled_from(DTYPES),
     st.sampled_from(DTYPES),
-    fast=350,
+    fast=250,
     slow=20_000,
 )
 def test_steps_in_every_dtype_are_those_in_float64(config, n, dtype, dtype_of_model):
@@ -143,7 +143,7 @@ def test_steps_in_every_dtype_are_those_in_float64(config, n, dtype, dtype_of_mo
     configurations(without=(*BOUNDED, "noise"), most=1),
     st.integers(0, 999),
     st.sampled_from([2, 3, 6]),
-    fast=300,
+    fast=200,
     slow=10_000,
 )
 def test_steps_from_any_time_are_exact_for_data_at_one_point(config, permille, n):
