@@ -6,7 +6,6 @@ values lie around a default, wild ones are of every size and type, right or wron
 
 import inspect
 import math
-from collections.abc import Mapping
 
 import hypothesis
 import numpy as np
@@ -145,7 +144,6 @@ SELDOM = {"sampling_path": 0.25, "time_convention": 0.3, "noise": 0.05}
 OTHERS = [name for name in ARGUMENTS if name not in ROWS and name not in MAIN | SELDOM]
 
 PERCENT = st.integers(0, 99)
-SEEDS = st.integers(0, 99)
 
 
 @st.composite
@@ -172,22 +170,20 @@ def configurations(draw, without=(), most=3):
 
 @st.composite
 def wild_configurations(draw):
-    """Draw a configuration with one value, or one parameter, of any size and type."""
+    """Draw a configuration with values, or parameters, of any size and type, most often one."""
     config = draw(configurations(most=1))
-    argument = draw(st.sampled_from(list(ARGUMENTS)))
-    if argument in ROWS and draw(PERCENT) < 90:
-        name = config.get(ROWS[argument][0], ARGUMENTS[ROWS[argument][0]])
-        if name is None and argument != "grid_kwargs":
-            name = config[ROWS[argument][0]] = draw(st.sampled_from(list(ROWS[argument][1])))
+    for argument in draw(st.lists(st.sampled_from(list(ARGUMENTS)), min_size=1, max_size=3)):
+        if argument not in ROWS or draw(PERCENT) < 10:
+            config[argument] = draw(st.sampled_from(NUMBERS if draw(st.booleans()) else WILD))
+            continue
+        key, table = ROWS[argument]
+        name = config.get(key, ARGUMENTS[key])
+        if argument != "grid_kwargs" and (not isinstance(name, str) or name not in table):
+            name = config[key] = draw(st.sampled_from(list(table)))
+        elif not isinstance(name, str) or name not in table:
+            name = None
         config[argument] = draw(parameters(argument, name, wild=True))
-    else:
-        config[argument] = draw(st.sampled_from(WILD))
-    return config, argument
-
-
-def readable(config: Mapping) -> dict:
-    """Return a configuration as a file would hold it, what it cannot hold by its name."""
-    return {name: repr(value) for name, value in config.items()}
+    return config
 
 
 def cases(*strategies, fast, slow, shards=4, **named):

@@ -5,6 +5,7 @@ import math
 import pickle
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from swapping import X
@@ -14,6 +15,7 @@ from fm_diffusers import GaussianFlowScheduler
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
 DDIM = diffusers.DDIMScheduler(clip_sample=False)
 DDPM = diffusers.DDPMScheduler(clip_sample=False)
+SEEDED = torch.Generator()
 
 
 def swap(source, **kwargs):
@@ -208,6 +210,11 @@ def test_arguments_of_another_type_say_so(given, message):
         ({"model_output": (X,)}, "model_output must be a tensor .*, got tuple"),
         ({"model_output": X.long()}, "model_output must be a tensor .*, got torch.int64"),
         ({"sample": X.bool()}, "sample must be a tensor .*, got torch.bool"),
+        ({"timestep": np.ones(3)}, "timestep must be a number or a tensor, got array"),
+        ({"timestep": 10**400}, "timestep must be a number or a tensor, got 1000"),
+        ({"noise_level": [0.7]}, r"noise_level must be a number, got \[0.7\]"),
+        ({"generator": 3}, "generator must be a torch.Generator, or a list of them, got 3"),
+        ({"generator": [SEEDED] * 3}, "generator must be one, or a list with one for each of the"),
         ({"timestep": "a"}, "timestep must be a number or a tensor, got 'a'"),
         ({"timestep": None}, "timestep must be a number or a tensor, got None"),
         ({"timestep": torch.tensor([1.0, 2.0, 3.0])}, "timestep must be one, or one for each"),
@@ -229,3 +236,29 @@ def test_a_step_of_something_else_says_so(given, message):
 def test_noise_at_no_time_of_the_path_is_refused(timesteps):
     with pytest.raises(ValueError, match="must lie between 1000, pure noise, and 0, the data"):
         swap(FLOW).add_noise(X[:1], X[:1], torch.tensor(timesteps))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("add_noise", (np.ones(3), X, 500), "samples must be a tensor .*, got ndarray: pass"),
+        ("add_noise", (X, 1.0, 500), "noise must be a tensor of floating-point .*, got float"),
+        ("get_velocity", (X, X, "nan"), "timesteps must be a number, .*, got 'nan': give"),
+        ("scale_model_input", (X, None), "timestep must be a number, .*, got None: give"),
+        ("scale_model_input", (3.0, 500.0), "sample must be a tensor .*, got float: pass what"),
+        ("transition", (X, 1000.0, X, "begin"), "place must be that of the transition before"),
+        ("set_begin_index", (0.5,), "one of the indices .*, got index 0.5: take one of these"),
+        ("set_begin_index", (np.ones(2),), "one of the indices .*: take one of these"),
+        ("set_generator", ("seed",), "generator must be a torch.Generator, or a list"),
+        ("first_place", (0,), "batch_size must be an integer of at least 1, got 0: pass len"),
+        ("index_for_timestep", ("a",), "timestep must be a number, .*, got 'a': give"),
+        ("index_for_timestep", (range(4),), r"timestep must be one number, got \[0, 1, 2, 3\]"),
+    ],
+)
+def test_a_method_that_is_asked_something_else_says_so(name, given, message):
+    scheduler = GaussianFlowScheduler(
+        diffusion="memoryless", sampling_path="cosine", noise="brownian"
+    )
+    scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match=message):
+        getattr(scheduler, name)(*given)

@@ -9,20 +9,41 @@ NOISE = torch.tensor([[-1.5], [0.0], [1.0]], dtype=torch.float64)
 FEW = st.sampled_from([1, 2, 3, 5, 8])
 
 
-def run(scheduler, n, seed=0):
+#: Mostly few steps, sometimes many, given by their number or by their starts.
+COUNTS = st.sampled_from([*[1, 2, 3, 5, 8] * 12, 40, 120, 1000])
+WAYS = st.sampled_from(["number", "number", "sigmas", "timesteps", "both"])
+
+
+def starts(scheduler, n, way):
+    """Return what `set_timesteps` is given for `n` steps."""
+    times, clock = 0.02 + 0.9 * torch.arange(n, dtype=torch.float64) / n, scheduler.clock
+    sigmas, timesteps = clock.sigma(times).tolist(), clock.to_timestep(times).tolist()
+    return {
+        "number": {"num_inference_steps": n},
+        "sigmas": {"sigmas": sigmas},
+        "timesteps": {"timesteps": timesteps},
+        "both": {"sigmas": sigmas, "timesteps": timesteps},
+    }[way]
+
+
+def run(scheduler, n, way="number"):
     """Run a scheduler on exact Gaussian data; every sample of it is finite."""
-    data, generator = Gaussian(), torch.Generator().manual_seed(seed)
+    data, generator = Gaussian(), torch.Generator().manual_seed(0)
     mu = 0.5 if scheduler.config.use_dynamic_shifting else None
-    if not planned(scheduler, num_inference_steps=n, mu=mu):
+    given = starts(scheduler, n, way)
+    if not planned(scheduler, mu=mu, **given):
         return
+    if way == "timesteps":
+        taken = scheduler.timesteps[scheduler._plan.start_indices].double()
+        assert torch.allclose(taken, torch.tensor(given[way]).double(), rtol=1e-5, atol=1e-6)
     for t, x, q, out in loop(scheduler, data, first_sample(scheduler, data, NOISE), generator):
         assert is_finite(x) and is_finite(q), (t, x, q)
         assert is_finite(out.prev_sample) and is_finite(out.pred_original_sample), (t, x, q, out)
 
 
 @cases(wild_configurations(), FEW, fast=1300, slow=40_000)
-def test_a_wild_value_is_refused_or_runs(drawn, n):
-    scheduler = scheduler_of(drawn[0])
+def test_a_wild_value_is_refused_or_runs(config, n):
+    scheduler = scheduler_of(config)
     if scheduler is not None:
         run(scheduler, n)
 
@@ -34,11 +55,11 @@ def test_a_wild_value_on_its_own_is_named(argument, value):
         planned(scheduler, num_inference_steps=3, mu=0.5)
 
 
-@cases(configurations(), FEW, fast=400, slow=40_000)
-def test_a_sane_configuration_is_refused_or_runs(config, n):
+@cases(configurations(), COUNTS, WAYS, fast=400, slow=40_000)
+def test_a_sane_configuration_is_refused_or_runs(config, n, way):
     scheduler = scheduler_of(config)
     if scheduler is not None:
-        run(scheduler, n)
+        run(scheduler, n, way)
 
 
 LISTS = st.one_of(

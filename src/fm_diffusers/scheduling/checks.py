@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fm_diffusers.grids import RESPACINGS
 from fm_diffusers.grids.spacing import FIXED_STARTS
+from fm_diffusers.paths.base import LARGEST_INTEGER
 from fm_diffusers.scheduling.rules import NAMES, RULES
 from fm_diffusers.tables import look_up
 
@@ -49,6 +50,8 @@ def check(config: Mapping[str, Any]) -> None:
 def _way_out(value: Any) -> str:
     if isinstance(value, Tensor | np.ndarray | np.generic):
         return "pass value.tolist(), the same in numbers that JSON can hold"
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        return "integers have 64 bits, write it as 1e30 or leave it out for its default"
     if isinstance(value, str):
         return "write it without quotes, or leave it out for its default"
     return "leave it out for its default"
