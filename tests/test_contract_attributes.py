@@ -113,6 +113,25 @@ def test_what_is_registered_takes_effect_at_once():
     assert ours.path == fresh.path and ours.diffusion == fresh.diffusion
     with pytest.raises(ValueError, match="unknown solver 'hein'"):
         ours.register_to_config(solver="hein")
+    assert ours.config.solver == fresh.config.solver
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"shift": -1.0}, {"solver": "hein"}, {"path": "discrete", "beta_end": 2.0}]
+)
+def test_a_configuration_that_is_refused_changes_nothing(wrong):
+    ours, twin = swap(FLOW), swap(FLOW)
+    x = y = X
+    for scheduler in (ours, twin):
+        scheduler.set_timesteps(4)
+    for i, t in enumerate(twin.timesteps):
+        if i == 2:
+            with pytest.raises(ValueError):
+                ours.register_to_config(**wrong)
+        x, y = ours.step(x, t, x).prev_sample, twin.step(y, t, y).prev_sample
+    assert torch.equal(x, y) and dict(ours.config) == dict(twin.config)
+    ours.set_timesteps(4)
+    assert torch.equal(ours.timesteps, twin.timesteps)
 
 
 def test_what_diffusers_registers_beside_leaves_the_plan():

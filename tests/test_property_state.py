@@ -48,7 +48,7 @@ ASKED = st.tuples(
     st.none(),
 )
 OTHERS = st.tuples(
-    st.sampled_from([*COPIES, "set_timesteps", "begin", "own times", "wrong"]),
+    st.sampled_from([*COPIES, "set_timesteps", "begin", "back", "own times", "wrong"]),
     st.integers(0, 9),
     st.none(),
 )
@@ -70,13 +70,13 @@ class Run:
     def __init__(self, scheduler, pure, seed=0):
         self.scheduler, self.pure, self.data = scheduler, pure, Gaussian()
         self.x = first_sample(pure, self.data, NOISE)
-        self.place, self.begin, self.seed = None, None, seed
+        self.place, self.before, self.begin, self.seed = None, None, None, seed
 
     def expected_index(self):
         going = self.place is not None and self.place.index < len(self.pure.timesteps)
         return self.place.index if going else self.begin or 0
 
-    def step(self, name, goes_on):
+    def step(self, name, goes_on, j=None):
         """Step both; they raise together, or make the same, bit for bit.
 
         Each is given a timestep by its own `timesteps`, whose elements are known by their place.
@@ -97,7 +97,20 @@ class Run:
             assert wanted is found, (wanted, found)
             return
         assert torch.equal(found, wanted.sample(noise[1]))
+        self.before = None
+        if j is not None and self.pure.solver.evaluations == 1:
+            self.before = self.pure.first_place(2, index=j) if place is None else place
         self.x, self.place = found.clamp(-9, 9), wanted.place
+
+    def back(self, index):
+        """Put the index back by one: to the place before the last step, or nothing remembered."""
+        place, self.before = self.before, None
+        if place is None:
+            place = outcome(lambda: self.pure.first_place(2, index=index))
+        found = outcome(lambda: setattr(self.scheduler, "step_index", index))
+        assert (found is ValueError) == (place is ValueError)
+        if place is not ValueError:
+            self.place = place
 
     def call(self, name, number, way):
         n = len(self.pure.timesteps)
@@ -106,19 +119,23 @@ class Run:
             j = at if name == "step" else number % n
             equal = self.pure.timesteps[j] == self.pure.timesteps[at]
             goes_on = j == at if way == "element" else bool(equal)
-            self.step(lambda timesteps: AS[way](timesteps, j), goes_on)
+            self.step(lambda timesteps: AS[way](timesteps, j), goes_on, j)
         elif name in COPIES:
             self.scheduler = COPIES[name](self.scheduler)
         elif name == "set_timesteps":
             self.scheduler.set_timesteps(len(self.pure._plan.starts), mu=0.5)
-            self.place = self.begin = None
+            self.place = self.before = self.begin = None
         elif name == "begin":
             at = self.pure._plan.starts[number % len(self.pure._plan.starts)]
             self.scheduler.set_begin_index(at)
-            self.place, self.begin = None, at
+            self.place, self.before, self.begin = None, None, at
         elif name == "wrong":
             with pytest.raises(ValueError):
                 self.scheduler.step(self.x, float("nan"), self.x)
+            with pytest.raises(ValueError):
+                self.scheduler.register_to_config(shift=-1.0)
+        elif name == "back" and self.place is not None:
+            self.back(self.place.index - 1)
         elif name == "own times":
             if not self.pure.is_flow_map:
                 two = [number % n, (number + 1) % n]
@@ -127,7 +144,7 @@ class Run:
             self.scheduler.scale_model_input(self.x, self.scheduler.timesteps[number % n])
         elif name == "index_for_timestep":
             self.scheduler.index_for_timestep(self.scheduler.timesteps[number % n])
-        else:
+        elif name in ("add_noise", "get_velocity"):
             t = self.scheduler.timesteps[number % n]
             getattr(self.scheduler, name)(self.x, NOISE, t)
         assert torch.equal(self.scheduler.timesteps, self.pure.timesteps)

@@ -240,12 +240,11 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         paths = begun(plan, at, sample, generator)
         at = at._replace(paths=paths) if isinstance(at, Place) else at
         transition = self._transition(plan, at, model_output, sample, paths, **kwargs)
-        self._place_before = at if isinstance(at, Place) else None
         exact, place = transition.draw(generator), transition.place
         x, z = in_dtype(exact, transition.dtype), transition.pred_original_sample
         if self.config.carry_rounding and place is not None and x is not exact:
             place = place._replace(rounding=(exact - x).detach())
-        self._place = place
+        self._place_before, self._place = at if isinstance(at, Place) else None, place
         return GaussianFlowSchedulerOutput(x, z) if return_dict else (x, z)
 
     def transition(

@@ -40,18 +40,26 @@ class Configured:
 
     @_internal_dict.setter
     def _internal_dict(self, config: dict[str, Any]) -> None:
-        """Take a configuration; what follows from it, plan and place included, is made anew."""
+        """Take a configuration; what follows from it, plan and place included, is made anew.
+
+        One that is refused changes nothing.
+        """
         old = self.__dict__.get("_internal_dict")
         self.__dict__["_internal_dict"] = FrozenConfig(config)
         if "clock" in self.__dict__ and public(old) != public(config):
-            self._configure()
+            try:
+                self._configure()
+            except ValueError:
+                self.__dict__["_internal_dict"] = old
+                raise
 
     def _configure(self) -> None:
         check(self.config)
-        self.clock = make_clock(self.config)
-        self.solver = check_parts(self.config, self.clock)
-        self.order = self.solver.evaluations
-        self._training = make_training_table(self.config, self.clock)
+        clock = make_clock(self.config)
+        solver = check_parts(self.config, clock)
+        training = make_training_table(self.config, clock)
+        self.clock, self.solver, self._training = clock, solver, training
+        self.order = solver.evaluations
         self._forget()
 
     def _forget(self) -> None:

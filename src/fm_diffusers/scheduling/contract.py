@@ -169,13 +169,16 @@ class Contract(Configured):
 
     @step_index.setter
     def step_index(self, index: int | None) -> None:
-        at = self.step_index
+        before = self._place_before
+        if index == self.step_index:
+            return
         if index is None:
             self._place = None
-        elif at is not None and index == at - 1 and self._place_before is not None:
-            self._place = self._place_before  # the last step is taken back, to be taken again
-        elif index != at:
+        elif before is not None and index == int(before.index):
+            self._place = before  # the last step is taken back, to be taken again
+        else:
             self._place = begin(self._planned(), index)  # what is remembered lies elsewhere
+        self._place_before = None
 
     _step_index = step_index
 
