@@ -11,7 +11,7 @@ from fm_diffusers.predictions import CANONICAL, conversion, target
 
 #: Words of which every refusal and every warning has one: what to do instead.
 WAYS_OUT = ("stay", "keep", "take", "give", "set", "leave", "pass", "choose", "must", "make")
-WAYS_OUT += ("write", "call", "say", "install", "begin")
+WAYS_OUT += ("write", "call", "say", "install", "begin", "ask")
 
 
 def mixture():

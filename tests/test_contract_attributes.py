@@ -264,6 +264,12 @@ def test_noise_at_no_time_of_the_path_is_refused(timesteps):
         ("add_noise", (X, 1.0, 500), "noise must be a tensor of floating-point .*, got float"),
         ("get_velocity", (X, X, "nan"), "timesteps must be a number, .*, got 'nan': give"),
         ("scale_model_input", (X, None), "timestep must be a number, .*, got None: give"),
+        (
+            "scale_model_input",
+            (X, torch.ones(0)),
+            r"one for each of 2 samples, got shape \(0,\)",
+        ),
+        ("set_shift", (torch.ones(0),), r"shift must be positive and finite, got tensor"),
         ("scale_model_input", (3.0, 500.0), "sample must be a tensor .*, got float: pass what"),
         ("transition", (X, 1000.0, X, "begin"), "place must be that of the transition before"),
         ("set_begin_index", (0.5,), "one of the indices .*, got index 0.5: take one of these"),

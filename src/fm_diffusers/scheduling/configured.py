@@ -13,7 +13,7 @@ from fm_diffusers.paths import GaussianPath
 from fm_diffusers.predictions import target
 from fm_diffusers.scheduling.checks import as_numbers, check, check_samples
 from fm_diffusers.scheduling.clock import Clock
-from fm_diffusers.scheduling.frozen import FrozenConfig, public
+from fm_diffusers.scheduling.frozen import FrozenConfig, alike, public
 from fm_diffusers.scheduling.parts import check_parts, make_clock
 from fm_diffusers.scheduling.place import Timestep
 from fm_diffusers.scheduling.training import TrainingTable, make_training_table
@@ -46,7 +46,7 @@ class Configured:
         """
         old = self.__dict__.get("_internal_dict")
         self.__dict__["_internal_dict"] = FrozenConfig(config)
-        if "clock" in self.__dict__ and public(old) != public(config):
+        if "clock" in self.__dict__ and not alike(public(old), public(config)):
             try:
                 self._configure()
             except ValueError:
@@ -188,5 +188,10 @@ class Configured:
         check_samples(sample=sample)
         dtype = torch.promote_types(sample.dtype, torch.float32)
         timesteps = as_numbers("timestep", timestep).to(sample.device, dtype)
+        if timesteps.numel() != 1 and timesteps.shape != sample.shape[:1]:
+            raise ValueError(
+                f"timestep must be one, or one for each of {len(sample)} samples, got shape "
+                f"{tuple(timesteps.shape)}: pass one of scheduler.timesteps"
+            )
         factor = self.solver.rescaling(self.to_time(timesteps))
         return (factor.reshape(-1, *[1] * (sample.ndim - 1)) * sample).to(sample.dtype)
