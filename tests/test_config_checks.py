@@ -154,6 +154,11 @@ def test_numbers_are_finite_numbers(name, value):
         ({"snr_shift_scale": 0}, r"snr_shift_scale must be positive and finite, got 0"),
         ({"sample_max_value": -1.0}, r"sample_max_value must be positive and finite, got -1.0"),
         ({"dynamic_thresholding_ratio": 1.1}, r"must be a number from 0 to 1, got 1.1"),
+        (
+            {"shift": 10**30},
+            r"positive and finite, got 1000.*: integers have 64 bits, write it as",
+        ),
+        ({"t_min": 10**400}, r"a finite number, or None, got 1000.*: integers have 64 bits"),
         ({"shift": -3.0}, r"shift must be positive and finite, got -3.0"),
         ({"shift": torch.tensor(3.0)}, r"got tensor\(3.\): pass value.tolist\(\), the same"),
         ({"shift": np.float32(3)}, r"positive and finite, got .*: pass value.tolist\(\)"),

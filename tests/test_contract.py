@@ -143,6 +143,21 @@ def test_a_step_is_taken_again_when_step_index_is_put_back():
     assert (ours.step_index, ours.begin_index) == (None, None)
 
 
+def test_an_index_that_is_put_back_twice_is_where_it_was_put():
+    ours = swap(FLOW)
+    ours.set_timesteps(6)
+    x = X
+    for t in ours.timesteps[:4]:
+        x = ours.step(X, t, x).prev_sample
+    ours.step_index -= 1
+    ours.step_index -= 1
+    assert ours.step_index == 2
+    fresh = swap(FLOW)
+    fresh.set_timesteps(6)
+    step = [s.step(X, s.timesteps[2], X).prev_sample for s in (ours, fresh)]
+    assert torch.equal(*step)  # one place is remembered, not two
+
+
 @pytest.mark.parametrize("solver", ["predictor_corrector", "unipc", "heun"])
 def test_a_tail_begun_by_index_or_by_timestep_is_one_of_its_own(solver):
     ours = swap(FLOW, solver=solver)

@@ -5,6 +5,7 @@ import math
 import pickle
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from swapping import X
@@ -14,6 +15,7 @@ from fm_diffusers import GaussianFlowScheduler
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
 DDIM = diffusers.DDIMScheduler(clip_sample=False)
 DDPM = diffusers.DDPMScheduler(clip_sample=False)
+SEEDED = torch.Generator()
 
 
 def swap(source, **kwargs):
@@ -111,6 +113,25 @@ def test_what_is_registered_takes_effect_at_once():
     assert ours.path == fresh.path and ours.diffusion == fresh.diffusion
     with pytest.raises(ValueError, match="unknown solver 'hein'"):
         ours.register_to_config(solver="hein")
+    assert ours.config.solver == fresh.config.solver
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"shift": -1.0}, {"solver": "hein"}, {"path": "discrete", "beta_end": 2.0}]
+)
+def test_a_configuration_that_is_refused_changes_nothing(wrong):
+    ours, twin = swap(FLOW), swap(FLOW)
+    x = y = X
+    for scheduler in (ours, twin):
+        scheduler.set_timesteps(4)
+    for i, t in enumerate(twin.timesteps):
+        if i == 2:
+            with pytest.raises(ValueError):
+                ours.register_to_config(**wrong)
+        x, y = ours.step(x, t, x).prev_sample, twin.step(y, t, y).prev_sample
+    assert torch.equal(x, y) and dict(ours.config) == dict(twin.config)
+    ours.set_timesteps(4)
+    assert torch.equal(ours.timesteps, twin.timesteps)
 
 
 def test_what_diffusers_registers_beside_leaves_the_plan():
@@ -208,12 +229,17 @@ def test_arguments_of_another_type_say_so(given, message):
         ({"model_output": (X,)}, "model_output must be a tensor .*, got tuple"),
         ({"model_output": X.long()}, "model_output must be a tensor .*, got torch.int64"),
         ({"sample": X.bool()}, "sample must be a tensor .*, got torch.bool"),
+        ({"timestep": np.ones(3)}, "timestep must be a number or a tensor, got array"),
+        ({"timestep": 10**400}, "timestep must be a number or a tensor, got 1000"),
+        ({"noise_level": [0.7]}, r"noise_level must be a number, got \[0.7\]"),
+        ({"generator": 3}, "generator must be a torch.Generator, or a list of them, got 3"),
+        ({"generator": [SEEDED] * 3}, "generator must be one, or a list with one for each of the"),
         ({"timestep": "a"}, "timestep must be a number or a tensor, got 'a'"),
         ({"timestep": None}, "timestep must be a number or a tensor, got None"),
         ({"timestep": torch.tensor([1.0, 2.0, 3.0])}, "timestep must be one, or one for each"),
         ({"timestep": torch.tensor([2000.0, 3.0])}, "must lie between 1000, pure noise, and 0"),
         ({"timestep": torch.tensor([math.nan, 3.0])}, "must lie between 1000, pure noise, and 0"),
-        ({"noise_level": "a"}, "scale of a diffusion must be finite and at least 0, got a"),
+        ({"noise_level": "a"}, "noise_level must be a number, got 'a'"),
         ({"noise_level": -1.0}, "scale of a diffusion must be finite and at least 0, got -1"),
     ],
 )
@@ -229,3 +255,35 @@ def test_a_step_of_something_else_says_so(given, message):
 def test_noise_at_no_time_of_the_path_is_refused(timesteps):
     with pytest.raises(ValueError, match="must lie between 1000, pure noise, and 0, the data"):
         swap(FLOW).add_noise(X[:1], X[:1], torch.tensor(timesteps))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("add_noise", (np.ones(3), X, 500), "samples must be a tensor .*, got ndarray: pass"),
+        ("add_noise", (X, 1.0, 500), "noise must be a tensor of floating-point .*, got float"),
+        ("get_velocity", (X, X, "nan"), "timesteps must be a number, .*, got 'nan': give"),
+        ("scale_model_input", (X, None), "timestep must be a number, .*, got None: give"),
+        (
+            "scale_model_input",
+            (X, torch.ones(0)),
+            r"one for each of 2 samples, got shape \(0,\)",
+        ),
+        ("set_shift", (torch.ones(0),), r"shift must be positive and finite, got tensor"),
+        ("scale_model_input", (3.0, 500.0), "sample must be a tensor .*, got float: pass what"),
+        ("transition", (X, 1000.0, X, "begin"), "place must be that of the transition before"),
+        ("set_begin_index", (0.5,), "one of the indices .*, got index 0.5: take one of these"),
+        ("set_begin_index", (np.ones(2),), "one of the indices .*: take one of these"),
+        ("set_generator", ("seed",), "generator must be a torch.Generator, or a list"),
+        ("first_place", (0,), "batch_size must be an integer of at least 1, got 0: pass len"),
+        ("index_for_timestep", ("a",), "timestep must be a number, .*, got 'a': give"),
+        ("index_for_timestep", (range(4),), r"timestep must be one number, got \[0, 1, 2, 3\]"),
+    ],
+)
+def test_a_method_that_is_asked_something_else_says_so(name, given, message):
+    scheduler = GaussianFlowScheduler(
+        diffusion="memoryless", sampling_path="cosine", noise="brownian"
+    )
+    scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match=message):
+        getattr(scheduler, name)(*given)

@@ -18,12 +18,20 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor
 
+from fm_diffusers.paths.base import is_number
 from fm_diffusers.scheduling.brownian import BrownianPaths
+from fm_diffusers.scheduling.checks import check_samples
 from fm_diffusers.scheduling.contract import Contract
 from fm_diffusers.scheduling.noise import Generators
 from fm_diffusers.scheduling.place import Place, Timestep, place_at
 from fm_diffusers.scheduling.plan import Plan, at_noise_level
-from fm_diffusers.scheduling.step import advance_from, begun, prepare, transition_from
+from fm_diffusers.scheduling.step import (
+    advance_from,
+    begun,
+    prepare,
+    transition_from,
+    without_variance,
+)
 from fm_diffusers.scheduling.transition import (
     GaussianFlowSchedulerOutput,
     Transition,
@@ -236,12 +244,11 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
         paths = begun(plan, at, sample, generator)
         at = at._replace(paths=paths) if isinstance(at, Place) else at
         transition = self._transition(plan, at, model_output, sample, paths, **kwargs)
-        self._place_before = at if isinstance(at, Place) else None
         exact, place = transition.draw(generator), transition.place
         x, z = in_dtype(exact, transition.dtype), transition.pred_original_sample
         if self.config.carry_rounding and place is not None and x is not exact:
             place = place._replace(rounding=(exact - x).detach())
-        self._place = place
+        self._place_before, self._place = at if isinstance(at, Place) else None, place
         return GaussianFlowSchedulerOutput(x, z) if return_dict else (x, z)
 
     def transition(
@@ -278,6 +285,11 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
             ValueError: see `step`; or for a timestep that is not the one of `place`.
         """
         plan = self._plan_at(noise_level)
+        if not isinstance(place, Place | None):
+            raise ValueError(
+                f"place must be that of the transition before, got a {type(place).__name__}: pass "
+                "transition.place or first_place(batch_size), or None to begin at the timestep"
+            )
         tokens = kwargs.get("per_token_timesteps")
         at = place_at(plan, timestep if tokens is None else tokens, place)
         if place is not None and at is not place:
@@ -314,7 +326,14 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
 
     def _plan_at(self, noise_level: float | None) -> Plan:
         plan = self._planned()
-        return plan if noise_level is None else at_noise_level(plan, noise_level)
+        if noise_level is None:
+            return plan
+        if not is_number(noise_level):
+            raise ValueError(
+                f"noise_level must be a number, got {noise_level!r}: it is the scale of the "
+                "diffusion in this step; leave it out for that of the configuration"
+            )
+        return at_noise_level(plan, noise_level)
 
     def _transition(
         self,
@@ -337,9 +356,10 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
                 "set_timesteps(timesteps=[...]) sets"
             )
         if (self.config.variance_type or "").startswith("learned"):
-            model_output = model_output[:, : sample.shape[1]]
+            model_output = without_variance(model_output, sample)
         signed = kwargs.get("per_token_timesteps") is not None
         if signed and self.config.prediction_type == "flow_prediction":
+            check_samples(model_output=model_output)
             model_output = -model_output
         asked = prepare(model_output, sample, kwargs.get("pred_original_sample"))
         bounds = plan.bounds

@@ -56,7 +56,7 @@ def make(
     if unknown:
         raise ValueError(
             f"{kind}_kwargs {sorted(map(str, unknown))} are no parameters of {name!r}; it has: "
-            f"{_free(entry, given)}"
+            f"{_free(entry, given)}; take these, or leave {kind}_kwargs out"
         )
     arguments = given | dict(parameters or {})
     try:

@@ -46,9 +46,15 @@ def as_time(t: float | Tensor) -> Tensor:
     return t.double() if t.device.type == "cpu" else t.float()  # float64 stays on the CPU
 
 
+#: Larger ones, as integers, go into no tensor.
+LARGEST_INTEGER = 2**63 - 1
+
+
 def is_number(value: object) -> bool:
-    """Whether a value is a real number, which a truth value is not."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Whether a value is a real number that tensors can hold, which a truth value is not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return not isinstance(value, int) or -LARGEST_INTEGER <= value <= LARGEST_INTEGER
 
 
 def check_positive(**values: float) -> None:

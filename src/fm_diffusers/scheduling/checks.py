@@ -11,10 +11,12 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fm_diffusers.grids import RESPACINGS
 from fm_diffusers.grids.spacing import FIXED_STARTS
+from fm_diffusers.paths.base import LARGEST_INTEGER
 from fm_diffusers.scheduling.rules import NAMES, RULES
 from fm_diffusers.tables import look_up
 
@@ -48,6 +50,8 @@ def check(config: Mapping[str, Any]) -> None:
 def _way_out(value: Any) -> str:
     if isinstance(value, Tensor | np.ndarray | np.generic):
         return "pass value.tolist(), the same in numbers that JSON can hold"
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        return "integers have 64 bits, write it as 1e30 or leave it out for its default"
     if isinstance(value, str):
         return "write it without quotes, or leave it out for its default"
     return "leave it out for its default"
@@ -141,3 +145,34 @@ def check_fed(timesteps: Tensor) -> None:
             "networks are fed: starts of steps must be distinct; take fewer steps, a milder shift "
             "or grid, or ends t_min and t_max further inside"
         )
+
+
+def check_samples(**values: Tensor) -> None:
+    """Raise a `ValueError` for what is no tensor of floating-point numbers."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise ValueError(
+                f"{name} must be a tensor of floating-point numbers, got "
+                f"{value.dtype if isinstance(value, Tensor) else type(value).__name__}: pass what "
+                "the network takes and returns"
+            )
+
+
+def as_numbers(
+    name: str, given: Any, what: str = "a number, a list of numbers or a tensor"
+) -> Tensor:
+    """Return numbers as a tensor; `what` they must be is for the message.
+
+    Raises:
+        ValueError: for what is none, complex numbers included.
+    """
+    try:
+        values = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        values = None
+    if values is None or values.is_complex():
+        raise ValueError(
+            f"{name} must be {what}, got {reprlib.repr(given)}: give those of the scheduler, or "
+            "others between them"
+        )
+    return values

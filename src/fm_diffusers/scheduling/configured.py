@@ -13,9 +13,9 @@ from fm_diffusers.diffusions import Diffusion
 from fm_diffusers.files import read_json, reading
 from fm_diffusers.paths import GaussianPath
 from fm_diffusers.predictions import target
-from fm_diffusers.scheduling.checks import check
+from fm_diffusers.scheduling.checks import as_numbers, check, check_samples
 from fm_diffusers.scheduling.clock import Clock
-from fm_diffusers.scheduling.frozen import FrozenConfig, public
+from fm_diffusers.scheduling.frozen import FrozenConfig, alike, public
 from fm_diffusers.scheduling.parts import check_parts, make_clock
 from fm_diffusers.scheduling.place import Timestep
 from fm_diffusers.scheduling.training import TrainingTable, make_training_table
@@ -59,18 +59,26 @@ class Configured:
 
     @_internal_dict.setter
     def _internal_dict(self, config: dict[str, Any]) -> None:
-        """Take a configuration; what follows from it, plan and place included, is made anew."""
+        """Take a configuration; what follows from it, plan and place included, is made anew.
+
+        One that is refused changes nothing.
+        """
         old = self.__dict__.get("_internal_dict")
         self.__dict__["_internal_dict"] = FrozenConfig(config)
-        if "clock" in self.__dict__ and public(old or {}) != public(config):
-            self._configure()
+        if "clock" in self.__dict__ and not alike(public(old or {}), public(config)):
+            try:
+                self._configure()
+            except ValueError:
+                self.__dict__["_internal_dict"] = old
+                raise
 
     def _configure(self) -> None:
         check(self.config)
-        self.clock = make_clock(self.config)
-        self.solver = check_parts(self.config, self.clock)
-        self.order = self.solver.evaluations
-        self._training = make_training_table(self.config, self.clock)
+        clock = make_clock(self.config)
+        solver = check_parts(self.config, clock)
+        training = make_training_table(self.config, clock)
+        self.clock, self.solver, self._training = clock, solver, training
+        self.order = solver.evaluations
         self._forget()
 
     def _forget(self) -> None:
@@ -177,21 +185,14 @@ class Configured:
 
     def _noised_at(self, z: Tensor, eps: Tensor, timesteps: Tensor) -> tuple[Tensor, ...]:
         """Return data, noise and times with one batch size."""
-        for name, value in (("samples", z), ("noise", eps)):
-            if not isinstance(value, Tensor) or value.shape[1:] != getattr(z, "shape", ())[1:]:
-                raise ValueError(
-                    "samples and noise must be tensors of one shape, got "
-                    f"{getattr(value, 'shape', value)!s} for {name}: torch.randn_like(samples) is "
-                    "noise of theirs"
-                )
-        dtype = torch.promote_types(eps.dtype, torch.float32)
-        try:
-            timesteps = torch.as_tensor(timesteps).reshape(-1)
-        except (TypeError, RuntimeError) as error:
+        check_samples(samples=z, noise=eps)
+        if z.shape[1:] != eps.shape[1:]:
             raise ValueError(
-                f"timesteps must be numbers, one for each sample or for all, got {timesteps!r}: "
-                "scheduler.timesteps has some"
-            ) from error
+                f"samples and noise must be tensors of one shape, got {tuple(z.shape)} and "
+                f"{tuple(eps.shape)}: torch.randn_like(samples) is noise of theirs"
+            )
+        dtype = torch.promote_types(eps.dtype, torch.float32)
+        timesteps = as_numbers("timesteps", timesteps).reshape(-1)
         self.clock.check_timesteps(timesteps)
         t = self.to_time(timesteps.to(eps.device, dtype))
         sizes = {len(z), len(eps), len(t)} - {1}
@@ -208,7 +209,13 @@ class Configured:
         """Return what the network is fed: the sample, or its point on the path of the training."""
         if self.clock.model_path is None:
             return sample
+        check_samples(sample=sample)
         dtype = torch.promote_types(sample.dtype, torch.float32)
-        timesteps = torch.as_tensor(timestep, device=sample.device).to(dtype)
+        timesteps = as_numbers("timestep", timestep).to(sample.device, dtype)
+        if timesteps.numel() != 1 and timesteps.shape != sample.shape[:1]:
+            raise ValueError(
+                f"timestep must be one, or one for each of {len(sample)} samples, got shape "
+                f"{tuple(timesteps.shape)}: pass one of scheduler.timesteps"
+            )
         factor = self.solver.rescaling(self.to_time(timesteps))
         return (factor.reshape(-1, *[1] * (sample.ndim - 1)) * sample).to(sample.dtype)

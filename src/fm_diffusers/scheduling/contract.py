@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fm_diffusers.scheduling.checks import as_numbers
 from fm_diffusers.scheduling.configured import Configured
-from fm_diffusers.scheduling.noise import NOISES, Generators
+from fm_diffusers.scheduling.noise import NOISES, Generators, check_generators
 from fm_diffusers.scheduling.place import Place, begin, locate, nearest_start
 from fm_diffusers.scheduling.plan import Plan, backwards
 from fm_diffusers.scheduling.timetable import make_plan
@@ -109,6 +110,7 @@ class Contract(Configured):
 
         Most of diffusers' flow pipelines hand no generator to `step`.
         """
+        check_generators(generator)
         self._generator = generator
 
     @property
@@ -148,10 +150,13 @@ class Contract(Configured):
     def previous_timestep(self, timestep: float | Tensor) -> float | Tensor:
         """Return the timestep that follows on the way to the data, as DDPM names it."""
         if self._plan is None:
+            as_numbers("timestep", timestep)
             return timestep - 1
         index = locate(self._plan, timestep, -1)
         if index is None:
-            raise ValueError(f"timestep {timestep} is none of the scheduler's: {self.timesteps}")
+            raise ValueError(
+                f"timestep {timestep} is none of the scheduler's: pass one of {self.timesteps}"
+            )
         end = self.to_timestep(self._plan.times[-1:]).to(self.timesteps)
         return torch.cat([self.timesteps, end])[index + 1]
 
@@ -164,13 +169,16 @@ class Contract(Configured):
 
     @step_index.setter
     def step_index(self, index: int | None) -> None:
-        at = self.step_index
+        before = self._place_before
+        if index == self.step_index:
+            return
         if index is None:
             self._place = None
-        elif at is not None and index == at - 1 and self._place_before is not None:
-            self._place = self._place_before  # the last step is taken back, to be taken again
-        elif index != at:
+        elif before is not None and index == int(before.index):
+            self._place = before  # the last step is taken back, to be taken again
+        else:
             self._place = begin(self._planned(), index)  # what is remembered lies elsewhere
+        self._place_before = None
 
     _step_index = step_index
 
@@ -210,7 +218,7 @@ class Contract(Configured):
 
     def _begin(self, index: int | None) -> None:
         if index is not None and self._plan is not None:
-            begin(self._plan, index)
+            index = begin(self._plan, index).index
         self._begin_index, self._place, self._place_before = index, None, None
 
     def index_for_timestep(
@@ -221,9 +229,14 @@ class Contract(Configured):
         Solvers with several evaluations ask at an interval's end and again at the start of the
         next; a loop begins at the latter. In another schedule it is the nearest of all.
         """
+        timestep = as_numbers("timestep", timestep)
+        if timestep.numel() != 1:
+            raise ValueError(
+                f"timestep must be one number, got {timestep.tolist()}: ask for each on its own"
+            )
         if schedule_timesteps is not None or self._plan is None:
             schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
-            return int((schedule - torch.as_tensor(timestep).to(schedule)).abs().argmin())
+            return int((schedule - timestep.to(schedule)).abs().argmin())
         return int(nearest_start(self._plan, timestep))
 
     def _planned(self) -> Plan:

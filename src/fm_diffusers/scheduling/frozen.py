@@ -38,3 +38,15 @@ class FrozenConfig(FrozenDict):
 def public(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration without diffusers' book-keeping."""
     return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
+def alike(config: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two configurations are equal; what cannot be compared, an array, is another."""
+    if config.keys() != other.keys():
+        return False
+    try:
+        return all(
+            value is other[name] or bool(value == other[name]) for name, value in config.items()
+        )
+    except (TypeError, ValueError, RuntimeError):
+        return False

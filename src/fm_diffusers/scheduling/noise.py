@@ -5,9 +5,11 @@ nothing afterwards. The seeds travel in its `Place`; a step reads the increment 
 Brownian path between its two times (`fm_diffusers.scheduling.brownian`).
 """
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from numbers import Integral
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -21,34 +23,33 @@ Generators = torch.Generator | list[torch.Generator]
 Noise = Callable[[Tensor, Generators | None], Tensor]
 
 
-def independent(like: Tensor, generator: Generators | None = None) -> Tensor:
-    """Return noise from one generator, or from one for each sample.
+def check_generators(generator: Generators | None, batch_size: int | None = None) -> None:
+    """Raise unless noise can be drawn from generators for a batch, of any size if that is None.
 
     Raises:
         ValueError: for what is no generator, or a list of another length than the batch.
     """
-    each_of(generator, len(like))
-    return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
-def each_of(generator: Generators | None, batch_size: int) -> list[torch.Generator | None]:
-    """Return generators as a list, of one for all samples or one for each.
-
-    Raises:
-        ValueError: for what is no generator, or a list of another length than the batch.
-    """
-    each = generator if isinstance(generator, list) else [generator]
-    if not all(g is None or isinstance(g, torch.Generator) for g in each):
+    each = generator if isinstance(generator, list | tuple) else [generator]
+    if wrong := [g for g in each if g is not None and not isinstance(g, torch.Generator)]:
         raise ValueError(
-            f"generator must be a torch.Generator or a list of them, got {generator!r}: "
-            "torch.Generator().manual_seed(seed) is one"
+            f"generator must be a torch.Generator, or a list of them, got {reprlib.repr(wrong[0])}"
+            ": pass torch.Generator().manual_seed(seed)"
         )
-    if len(each) not in (1, batch_size):
+    if batch_size is not None and len(each) not in (1, batch_size):
         raise ValueError(
             f"generator must be one, or a list with one for each of the {batch_size} samples, got "
             f"{len(each)}"
         )
-    return each
+
+
+def independent(like: Tensor, generator: Generators | None = None) -> Tensor:
+    """Return noise from one generator, or from one for each sample.
+
+    Raises:
+        ValueError: see `check_generators`.
+    """
+    check_generators(generator, len(like) if like.ndim else 1)
+    return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,14 @@ def brownian_paths(batch_size: int, generator: Generators | None = None) -> Brow
     """Return a Brownian path for each sample, its seed drawn from the generator.
 
     Raises:
-        ValueError: for a list of generators of another length than the batch.
+        ValueError: see `check_generators`.
     """
-    each = each_of(generator, batch_size)
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(
+            f"batch_size must be an integer of at least 1, got {batch_size!r}: pass len(sample)"
+        )
+    check_generators(generator, batch_size)
+    each = list(generator) if isinstance(generator, list | tuple) else [generator]
     each = each * batch_size if len(each) == 1 else each
     return BrownianPaths(tuple(_seed(g) for g in each))
 

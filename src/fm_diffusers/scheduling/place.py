@@ -5,6 +5,8 @@ timestep means is decided here: the expected one (an element of `timesteps` is k
 lies in memory, so that an accelerator is not waited for), another one of the plan's, or none.
 """
 
+import operator
+import reprlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -54,7 +56,7 @@ def place_at(
         timesteps, a number that is none of them, or timesteps of their own for every sample.
     """
     timestep = _one_of_equals(timestep)
-    if isinstance(timestep, Tensor) and timestep.ndim and timestep.numel() != 1:
+    if isinstance(timestep, Tensor) and timestep.numel() != 1:
         return timestep
     if torch.compiler.is_compiling():  # a graph sees no values: it trusts the place
         if place is not None:
@@ -82,13 +84,17 @@ def begin(plan: "Plan", index: int) -> Place:
     Raises:
         ValueError: if no interval starts there.
     """
-    if index not in plan.starts:
+    try:
+        at = operator.index(index)
+    except (TypeError, ValueError, RuntimeError):
+        at = None
+    if at not in plan.starts:
         raise ValueError(
             f"a loop begins at the start of an interval, one of the indices {list(plan.starts)}, "
-            f"got index {index}: solvers with one evaluation a step, such as "
-            "predictor_corrector, unipc, ddim and euler, begin anywhere"
+            f"got index {index}: take one of these, or a solver with one evaluation a step, such "
+            "as predictor_corrector, unipc, ddim and euler, which can begin anywhere"
         )
-    return Place(index, 0)
+    return Place(at, 0)
 
 
 def locate(plan: "Plan", timestep: Timestep, expected: int) -> int | None:
@@ -151,8 +157,11 @@ def _read(timestep: Timestep, largest: float) -> tuple[float, bool, float]:
         whole, dtype = isinstance(timestep, int | np.integer), torch.float32
     try:
         value = float(timestep)
-    except (TypeError, ValueError):
-        raise ValueError(f"timestep must be a number or a tensor, got {timestep!r}") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(
+            f"timestep must be a number or a tensor, got {reprlib.repr(timestep)}: pass one of "
+            "scheduler.timesteps"
+        ) from None
     return value, whole, float(rounding(dtype, abs(value), largest))
 
 

@@ -98,7 +98,8 @@ COUNT = Rule("an integer of at least 1", lambda value: _is_integer(value) and va
 BOOL = Rule("True or False", lambda value: isinstance(value, bool))
 TEXT = Rule("a string", lambda value: isinstance(value, str))
 PARAMETERS = Rule(
-    "a dictionary of parameters by name, of values that JSON can hold and that are no NaN",
+    "a dictionary of parameters by name, of values that JSON can hold, with integers of 64 bits "
+    "and no NaN",
     lambda value: isinstance(value, dict) and _is_json(value),
 ).or_none()
 

@@ -6,6 +6,7 @@ the ends of a grid, or of a table.
 """
 
 import math
+import reprlib
 from typing import Any
 
 import torch
@@ -94,8 +95,10 @@ def _dynamic_shift(config: Any, mu: float | None) -> float:
 def _number(name: str, given: Any) -> float:
     try:
         return float(given)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number, got {given!r}") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(
+            f"{name} must be a number, got {reprlib.repr(given)}: pass one, or leave it out"
+        ) from None
 
 
 def _ends_of_grid(config: Any, clock: Clock, times: Tensor) -> list[float]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fm_diffusers.predictions import CANONICAL
 from fm_diffusers.scheduling.brownian import BrownianPaths, Span
+from fm_diffusers.scheduling.checks import check_samples
 from fm_diffusers.scheduling.noise import (
     NOISES,
     Generators,
@@ -66,6 +67,12 @@ def begun(
     going = at.paths if isinstance(at, Place) else None
     if going is not None or plan.brownian is None or isinstance(at, Tensor):
         return going
+    check_samples(sample=sample)
+    if not sample.ndim:
+        raise ValueError(
+            "with noise='brownian' a sample must have the shape (batch, ...), for each has a path "
+            "of its own, got a number: pass sample[None]"
+        )
     return NOISES[plan.noise](len(sample), generator)
 
 
@@ -78,20 +85,31 @@ def _noise(
     return of_no_loop if paths is None else Increment(paths, spans, index)
 
 
+def without_variance(model_output: Tensor, sample: Tensor) -> Tensor:
+    """Return the prediction of a network that returns a variance beside it, in more channels.
+
+    Raises:
+        ValueError: for what has no channels.
+    """
+    check_samples(sample=sample, model_output=model_output)
+    if model_output.ndim < 2 or sample.ndim < 2:
+        raise ValueError(
+            "with a learned variance_type, sample and model_output must have the shape (batch, "
+            f"channels, ...), got {tuple(sample.shape)} and {tuple(model_output.shape)}"
+        )
+    return model_output[:, : sample.shape[1]]
+
+
 def prepare(model_output: Tensor, sample: Tensor, known: Tensor | None = None) -> Output:
     """Return the sample and the model output in the precision in which steps are computed.
 
     Raises:
         ValueError: for what is no tensor of floating-point numbers, or unequal shapes.
     """
-    for name, value in (("sample", sample), ("model_output", model_output), (KNOWN, known)):
-        if value is None and name == KNOWN:
-            continue
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise ValueError(
-                f"{name} must be a tensor of floating-point numbers, got "
-                f"{value.dtype if isinstance(value, Tensor) else type(value).__name__}"
-            )
+    given = {"sample": sample, "model_output": model_output}
+    given |= {} if known is None else {KNOWN: known}
+    check_samples(**given)
+    for name, value in given.items():
         if value.shape != sample.shape:
             raise ValueError(
                 f"{name} and sample must have one shape, got {tuple(value.shape)} and "

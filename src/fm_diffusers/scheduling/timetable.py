@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fm_diffusers.diffusions import Diffusion, windowed
 from fm_diffusers.grids.spacing import FIXED_STARTS
-from fm_diffusers.scheduling.checks import check_fed, check_steps
+from fm_diffusers.scheduling.checks import as_numbers, check_fed, check_steps
 from fm_diffusers.scheduling.clock import ROUNDING, Clock
 from fm_diffusers.scheduling.habits import steps_meant
 from fm_diffusers.scheduling.parts import calibrated, ends, make_grid, make_solver
@@ -103,12 +103,12 @@ def _numbers(name: str, given: Numbers | None) -> Tensor | None:
     """Return given numbers in float64 on the CPU, None for none."""
     if given is None:
         return None
-    try:
-        values = torch.as_tensor(given).cpu().double()
-    except (TypeError, ValueError, RuntimeError):
-        values = None
-    if values is None or values.ndim != 1:
-        raise ValueError(f"{name} must be a list of numbers, got {given!r}")
+    values = as_numbers(name, given, "a list of numbers").cpu().double()
+    if values.ndim != 1:
+        raise ValueError(
+            f"{name} must be a list of numbers, got {reprlib.repr(given)}: give one for the start "
+            "of each step"
+        )
     return values
 
 
