@@ -148,7 +148,6 @@ def train(
     steps = plan_steps(args, loader, accelerator.num_processes)
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     ema = EMAModel(trained, decay=args.ema_decay, foreach=True)
-    ema.to(accelerator.device)
     lr_scheduler = steps.rate(args, optimizer)  # not prepared: it steps once an update
     progress = Progress()
     kept = args.continuity() | steps.record(args) | {"processes": accelerator.num_processes}
@@ -163,7 +162,7 @@ def train(
     checkpoints.load(accelerator, args.resume_from_checkpoint, args.overwrite_output_dir)
     if checkpoints.finished:
         return say_finished(args, accelerator, steps.run)
-    ema.to(accelerator.device)
+    ema.to(accelerator.device)  # where a checkpoint has not brought it
     take_rates(args, optimizer, lr_scheduler, ema)
     accelerator.init_trackers("train", {name: str(v) for name, v in args.public().items()})
 
@@ -193,6 +192,9 @@ def train(
             if save or step % args.logging_steps == 0:
                 log_loss(accelerator, losses, lr_scheduler.get_last_lr()[0], step, bar)
                 losses = []  # so that no checkpoint has to keep them
+            if save:
+                check_weights(accelerator, trained, step)
+                checkpoints.save(accelerator, step)
             if step % args.validation_steps == 0:
                 with ema_weights(ema, accelerator.unwrap_model(network)) as model:  # on all
                     if held_out is not None and not last:
@@ -201,10 +203,8 @@ def train(
                 if accelerator.is_main_process and picture is not None:
                     picture.save(Path(args.output_dir, f"samples-{step}.png"))
                     log_picture(accelerator, picture, step)
-            if save:
-                check_weights(accelerator, trained, step)
-                checkpoints.save(accelerator, step)
             if stop is not None:
+                bar.close()
                 accelerator.print(f"stopped by {name_of(stop)} after step {step}: {way_on}")
                 accelerator.end_training()
                 raise SystemExit(128 + stop)
