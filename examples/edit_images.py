@@ -18,7 +18,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 
 from fm_diffusers import DIFFUSIONS, FlowMatchingPipeline, GaussianFlowScheduler
-from fm_diffusers.training.command_line import parse
+from fm_diffusers.training.command_line import parse, plain_errors
 from fm_diffusers.training.data import load_images
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
@@ -142,4 +142,5 @@ def main(args: EditingArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(EditingArguments))
+    with plain_errors():
+        main(parse(EditingArguments))

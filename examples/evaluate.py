@@ -34,11 +34,12 @@ from fm_diffusers.evaluation import Judge, train_classifier
 from fm_diffusers.files import read_json
 from fm_diffusers.likelihood import bits_per_dimension
 from fm_diffusers.training.cards import write_card
-from fm_diffusers.training.command_line import parse
+from fm_diffusers.training.command_line import parse, plain_errors
 from fm_diffusers.training.data import load_images
 from fm_diffusers.training.plugins import PLUGINS, load_plugins
 from fm_diffusers.training.public import public
-from fm_diffusers.training.publishing import conditioning, push, retitle
+from fm_diffusers.training.publishing import conditioning, retitle
+from fm_diffusers.training.pushing import push
 from fm_diffusers.training.tuning import class_map
 
 
@@ -326,4 +327,5 @@ def main(args: EvaluationArguments) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(parse(EvaluationArguments))
+    with plain_errors():
+        main(parse(EvaluationArguments))

@@ -40,11 +40,19 @@ from fm_diffusers.pipelines.lora import lora_layers
 from fm_diffusers.rl import group_advantages, group_relative_loss, importance_ratio, transition
 from fm_diffusers.rl.dynamics import get_dynamics
 from fm_diffusers.scheduling.transition import Transition
-from fm_diffusers.training.arguments import ImageArguments, TrainingArguments, parse, start
+from fm_diffusers.training.arguments import (
+    ImageArguments,
+    TrainingArguments,
+    check_output,
+    parse,
+    start,
+)
+from fm_diffusers.training.command_line import plain_errors
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.public import public
-from fm_diffusers.training.publishing import create_repository, publish
+from fm_diffusers.training.publishing import publish
+from fm_diffusers.training.pushing import create_repository
 from fm_diffusers.training.tuning import network_of
 
 
@@ -204,6 +212,7 @@ def measure(
 
 
 def main(args: RewardArguments) -> None:
+    check_output(args)
     accelerator = start(args)
     repo_id = create_repository(args, accelerator)
     pipe = load(args).to(accelerator.device)
@@ -212,7 +221,6 @@ def main(args: RewardArguments) -> None:
         reward = load_reward(args, asking, accelerator.device)
     reference = copy.deepcopy(pipe.network).requires_grad_(False)
     sampler, curve = Sampler(args, pipe), Curve(args.gradient_accumulation_steps)
-    accelerator.register_for_checkpointing(curve)
     before = measure(sampler, asking, reward, reference, reference)
     picture = sample_grid(pipe, stochastic=False, **asking.shown())
     name = "unet" if pipe.transformer is None else "transformer"
@@ -252,17 +260,24 @@ def main(args: RewardArguments) -> None:
     conditions = [i for i in range(len(asking.values)) for _ in range(args.train_batch_size)]
     groups = args.train_batch_size // args.group_size
     loader = DataLoader(conditions, groups, shuffle=True, drop_last=True)
-    outcome = train(args, accelerator, pipe.network, loader, loss_of, draw)
+    outcome = train(
+        args, accelerator, pipe.network, loader, loss_of, draw, states={"curve": curve}
+    )
     if outcome is not None and accelerator.is_main_process:
         network, figures = outcome
         after = measure(sampler, asking, reward, network, reference)
-        done, folder = tuned(network), Path(args.output_dir)
+        done, layers = tuned(network), None
         if args.rank is not None:
-            done.save_lora_weights(folder, **lora_layers(**{name: network}))
+            layers = lora_layers(**{name: network})
             done.fuse_lora()
             done.unload_lora_weights()
-        picture.save(folder / "before.png")
-        curve.draw(folder / "curve.png", args.reward)
+
+        def beside(folder: Path) -> None:
+            if layers is not None:
+                done.save_lora_weights(folder, **layers)
+            picture.save(folder / "before.png")
+            curve.draw(folder / "curve.png", args.reward)
+
         model, shown = public(args.model), asking.shown()
         figures = {"fine-tuned from": model, "coupling": "independent"} | figures
         figures["measured on"] = (
@@ -273,9 +288,11 @@ def main(args: RewardArguments) -> None:
         figures["before (ODE)"] = "![before](before.png)"
         figures["curve"] = "![reward and KL](curve.png)"
         dataset = f"samples of {model}, rewarded by {args.reward}"
-        publish(args, done, sample_grid(done, **shown), figures, dataset, repo_id, shown)
+        drawn = sample_grid(done, **shown)
+        publish(args, done, drawn, figures, dataset, repo_id, shown, beside)
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main(parse(RewardArguments))
+    with plain_errors():
+        main(parse(RewardArguments))

@@ -30,11 +30,13 @@ from fm_diffusers.flow_map_networks import is_of_two_times
 from fm_diffusers.pipelines.conditions import Asked
 from fm_diffusers.predictions import convert
 from fm_diffusers.training.arguments import check_output, parse, start
+from fm_diffusers.training.command_line import plain_errors
 from fm_diffusers.training.flow import LossArguments, flow_loss
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.public import public
-from fm_diffusers.training.publishing import create_repository, publish
+from fm_diffusers.training.publishing import publish
+from fm_diffusers.training.pushing import create_repository
 from fm_diffusers.training.teachers import as_ode, check_share, classes_in_turn, split_held_out
 from fm_diffusers.training.tuning import network_of
 
@@ -177,4 +179,5 @@ def main(args: ReflowArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(ReflowArguments))
+    with plain_errors():
+        main(parse(ReflowArguments))

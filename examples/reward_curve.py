@@ -23,7 +23,7 @@ class Curve:
         self.batches_per_step = batches_per_step
 
     def state_dict(self) -> dict[str, list]:
-        """Return the state, for `Accelerator.register_for_checkpointing`."""
+        """Return the state, for the checkpoints of a run."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state: dict[str, list]) -> None:

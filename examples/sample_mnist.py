@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fm_diffusers import DIFFUSIONS, FlowMatchingPipeline
-from fm_diffusers.training.command_line import parse
+from fm_diffusers.training.command_line import parse, plain_errors
 from fm_diffusers.training.pictures import processes
 from fm_diffusers.training.plugins import PLUGINS, load_plugins
 
@@ -132,4 +132,5 @@ def main(args: SamplingArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(SamplingArguments))
+    with plain_errors():
+        main(parse(SamplingArguments))

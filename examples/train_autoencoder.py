@@ -31,8 +31,11 @@ from fm_diffusers.training.arguments import (
     parse,
     start,
 )
+from fm_diffusers.training.command_line import plain_errors
+from fm_diffusers.training.finished import saved_whole
 from fm_diffusers.training.flow import scaled
-from fm_diffusers.training.publishing import create_repository, push, write_record
+from fm_diffusers.training.publishing import write_record
+from fm_diffusers.training.pushing import create_repository, push
 from fm_diffusers.training.splits import hold_out, load_data
 from fm_diffusers.training.tuning import load_autoencoder, plain
 
@@ -163,11 +166,12 @@ def main(args: AutoencoderArguments) -> None:
     )
     if outcome is not None and accelerator.is_main_process:
         (network, figures), folder = outcome, Path(args.output_dir)
-        standardise(network.vae, shown).save_pretrained(folder)
-        forget_origins(folder)
-        draw(network).save(folder / "reconstructions.png")
         own = {"kind": "autoencoder", "shape": [*data.shape], **figures}
-        write_record(args, own, args.dataset_name, repo_id)
+        with saved_whole(folder, [network]) as partial:
+            standardise(network.vae, shown).save_pretrained(partial)
+            forget_origins(partial)
+            draw(network).save(partial / "reconstructions.png")
+            write_record(partial, args, own, args.dataset_name, repo_id)
         print(f"saved {folder}: {figures}")
         if repo_id is not None:
             push(folder, repo_id, f"Train for {figures['steps']} steps", args.hub_token)
@@ -175,4 +179,5 @@ def main(args: AutoencoderArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(AutoencoderArguments))
+    with plain_errors():
+        main(parse(AutoencoderArguments))

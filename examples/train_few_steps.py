@@ -32,12 +32,14 @@ from fm_diffusers.flow_map_networks import distilled_guidance, with_two_times
 from fm_diffusers.flow_maps import DERIVATIVES
 from fm_diffusers.tables import look_up
 from fm_diffusers.training.arguments import TrainingArguments, check_output, parse, start
+from fm_diffusers.training.command_line import plain_errors
 from fm_diffusers.training.distillation import OBJECTIVES, Distillation
 from fm_diffusers.training.flow_maps import Slope, check_slope, warn_of_rounding
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.public import public
-from fm_diffusers.training.publishing import create_repository, publish
+from fm_diffusers.training.publishing import publish
+from fm_diffusers.training.pushing import create_repository
 from fm_diffusers.training.teachers import (
     Runs,
     as_ode,
@@ -214,4 +216,5 @@ def main(args: FewStepsArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(FewStepsArguments))
+    with plain_errors():
+        main(parse(FewStepsArguments))

@@ -19,6 +19,7 @@ import train_mnist
 from torch import Tensor
 
 from fm_diffusers.training.arguments import parse
+from fm_diffusers.training.command_line import plain_errors
 from fm_diffusers.training.tuning import load_autoencoder
 
 
@@ -66,4 +67,5 @@ def main(args: LatentArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(LatentArguments))
+    with plain_errors():
+        main(parse(LatentArguments))

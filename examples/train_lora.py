@@ -40,12 +40,15 @@ from fm_diffusers.pipelines.conditions import Asked, states_of, tokenize
 from fm_diffusers.pipelines.lora import lora_layers
 from fm_diffusers.training.arguments import ImageArguments, check_output, parse, start
 from fm_diffusers.training.captions import warn_of_long
+from fm_diffusers.training.command_line import plain_errors
 from fm_diffusers.training.data import ImageData
+from fm_diffusers.training.finished import saved_whole
 from fm_diffusers.training.flow import LossArguments, coupled_noise, flow_loss, scaled
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.public import on_hub, public
-from fm_diffusers.training.publishing import create_repository, push, told, write_record
+from fm_diffusers.training.publishing import told, write_record
+from fm_diffusers.training.pushing import create_repository, push
 from fm_diffusers.training.splits import hold_out, load_data
 from fm_diffusers.training.tuning import (
     check_data,
@@ -204,10 +207,11 @@ def publish_adapter(
 ) -> None:
     """Save the adapter of a component with picture, figures and card, and push it to `repo_id`."""
     folder, model = Path(args.output_dir), public(args.model)
-    FlowMatchingPipeline.save_lora_weights(folder, **lora_layers(**network))
-    picture.save(folder / "samples.png")
     own = {"kind": "adapter", "model": model, "model_on_hub": on_hub(model), **figures}
-    write_record(args, own, args.dataset_name, repo_id)
+    with saved_whole(folder, network.values()) as partial:
+        FlowMatchingPipeline.save_lora_weights(partial, **lora_layers(**network))
+        picture.save(partial / "samples.png")
+        write_record(partial, args, own, args.dataset_name, repo_id)
     print(f"saved {folder}: {figures}")
     if repo_id is not None:
         push(folder, repo_id, f"Train for {figures['steps']} steps", args.hub_token)
@@ -253,4 +257,5 @@ def main(args: LoraArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(LoraArguments))
+    with plain_errors():
+        main(parse(LoraArguments))

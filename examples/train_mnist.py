@@ -23,7 +23,6 @@ Classes keep their names, those of a ClassLabel, of folders or of a column: `pip
 """
 
 import copy
-import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,13 +46,19 @@ from fm_diffusers.training.arguments import (
     parse,
     start,
 )
-from fm_diffusers.training.checkpoints import Checkpoints, Progress
+from fm_diffusers.training.checkpoints import Checkpoints, Stateful
+from fm_diffusers.training.command_line import plain_errors
+from fm_diffusers.training.faults import with_others
 from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, scaled
 from fm_diffusers.training.flow_maps import warn_of_rounding
 from fm_diffusers.training.held_out import HeldOut
+from fm_diffusers.training.interrupts import Interrupts, name_of
+from fm_diffusers.training.losses import check_weights, log_loss
 from fm_diffusers.training.networks import BACKBONES, NetworkArguments, keep_labels
 from fm_diffusers.training.pictures import log_picture, sample_grid
-from fm_diffusers.training.publishing import create_repository, publish, say_finished
+from fm_diffusers.training.progress import Progress
+from fm_diffusers.training.publishing import publish, say_finished
+from fm_diffusers.training.pushing import create_repository
 from fm_diffusers.training.splits import hold_out, load_data
 from fm_diffusers.training.steps import plan_steps, take_rates
 from fm_diffusers.training.tuning import (
@@ -107,6 +112,7 @@ def train(
     loss_of: Callable[[nn.Module, dict[str, Any]], Tensor],
     draw: Callable[[nn.Module], Image.Image] | None = None,
     held_out: HeldOut | None = None,
+    states: dict[str, Stateful] | None = None,
 ) -> tuple[nn.Module, dict[str, float]] | None:
     """Train a network on every process of the Accelerator.
 
@@ -118,10 +124,16 @@ def train(
         loss_of: returns the loss of the network on a batch.
         draw: returns a picture of what the network has learned, every `--validation_steps`.
         held_out: what the loss is measured on, every `--validation_steps` and at the end.
+        states: what else is kept in checkpoints, by name.
 
     Returns:
         A plain copy of the network with the moving average of the weights, and the figures; None
         if the output folder holds all that has been asked for.
+
+    Raises:
+        SystemExit: after SIGTERM or Ctrl-C, with a checkpoint; its code is 128 and the signal.
+        Fault: if a disk is full, or another process has ended.
+        ValueError: if what is trained is no longer finite.
     """
     plain = copy.deepcopy(network)  # untouched by wrappers, for the averaged weights
     if args.compile:
@@ -136,54 +148,66 @@ def train(
     steps = plan_steps(args, loader, accelerator.num_processes)
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     ema = EMAModel(trained, decay=args.ema_decay, foreach=True)
-    ema.to(accelerator.device)
     lr_scheduler = steps.rate(args, optimizer)  # not prepared: it steps once an update
     progress = Progress()
-    accelerator.register_for_checkpointing(ema, lr_scheduler, progress)
     kept = args.continuity() | steps.record(args) | {"processes": accelerator.num_processes}
     checkpoints = Checkpoints(
-        Path(args.output_dir), args.checkpoints_total_limit, kept, steps=steps.run
+        Path(args.output_dir),
+        args.checkpoints_total_limit,
+        kept,
+        steps=steps.run,
+        states={"ema": ema, "lr_scheduler": lr_scheduler, "progress": progress} | (states or {}),
+        size=sum(4 * weight.nbytes for weight in plain.parameters()),  # average and two moments
     )
     checkpoints.load(accelerator, args.resume_from_checkpoint, args.overwrite_output_dir)
     if checkpoints.finished:
         return say_finished(args, accelerator, steps.run)
+    ema.to(accelerator.device)  # where a checkpoint has not brought it
     take_rates(args, optimizer, lr_scheduler, ema)
     accelerator.init_trackers("train", {name: str(v) for name, v in args.public().items()})
 
-    losses = []
+    losses, way_on = [], args.way_on(accelerator.num_processes)
     bar = tqdm(
         total=steps.run, initial=progress.step, disable=not accelerator.is_local_main_process
     )
-    for batch in progress.rest(accelerator, loader, args.seed, steps.run):
-        with accelerator.accumulate(network):
-            loss = loss_of(network, batch)
-            accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(trained, args.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss.detach())
-        if not accelerator.sync_gradients:
-            continue
-        lr_scheduler.step()
-        ema.step(trained)
-        progress.step += 1
-        bar.update()
-        step, last = progress.step, progress.step == steps.run
-        save = step % args.checkpointing_steps == 0 or last
-        if save or step % args.logging_steps == 0:
-            log_loss(accelerator, losses, lr_scheduler.get_last_lr()[0], step, bar)
-            losses = []  # so that no checkpoint has to keep them
-        if step % args.validation_steps == 0:
-            with ema_weights(ema, accelerator.unwrap_model(network)) as model:  # on all processes
-                if held_out is not None and not last:
-                    held_out.log(accelerator, model, loss_of, step)
-                picture = None if draw is None else draw(model)
-            if accelerator.is_main_process and picture is not None:
-                picture.save(Path(args.output_dir, f"samples-{step}.png"))
-                log_picture(accelerator, picture, step)
-        if save:
-            checkpoints.save(accelerator, step)
+    with Interrupts() as interrupts, with_others(f"go on by: {way_on}"):
+        for batch in progress.rest(accelerator, loader, args.seed, steps.run):
+            with accelerator.accumulate(network):
+                loss = loss_of(network, batch)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(trained, args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append((progress.step + 1, loss.detach()))
+            if not accelerator.sync_gradients:
+                continue
+            lr_scheduler.step()
+            ema.step(trained)
+            progress.step += 1
+            bar.update()
+            step, last = progress.step, progress.step == steps.run
+            stop = interrupts.agreed(accelerator, step)
+            save = step % args.checkpointing_steps == 0 or last or stop is not None
+            if save or step % args.logging_steps == 0:
+                log_loss(accelerator, losses, lr_scheduler.get_last_lr()[0], step, bar)
+                losses = []  # so that no checkpoint has to keep them
+            if save:
+                check_weights(accelerator, trained, step)
+                checkpoints.save(accelerator, step)
+            if step % args.validation_steps == 0:
+                with ema_weights(ema, accelerator.unwrap_model(network)) as model:  # on all
+                    if held_out is not None and not last:
+                        held_out.log(accelerator, model, loss_of, step)
+                    picture = None if draw is None else draw(model)
+                if accelerator.is_main_process and picture is not None:
+                    picture.save(Path(args.output_dir, f"samples-{step}.png"))
+                    log_picture(accelerator, picture, step)
+            if stop is not None:
+                bar.close()
+                accelerator.print(f"stopped by {name_of(stop)} after step {step}: {way_on}")
+                accelerator.end_training()
+                raise SystemExit(128 + stop)
     bar.close()
 
     ema.copy_to(trained)
@@ -203,24 +227,6 @@ def train(
     if accelerator.is_main_process:
         plain.load_state_dict(state)
     return plain.to(accelerator.device).eval(), figures
-
-
-def log_loss(
-    accelerator: Accelerator, losses: list[Tensor], rate: float, step: int, bar: tqdm
-) -> None:
-    """Log the mean over the latest batches of all processes; the only wait for the device.
-
-    Raises:
-        ValueError: if it is not finite.
-    """
-    mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-    if not math.isfinite(mean):
-        raise ValueError(
-            f"the loss is {mean} at step {step}: resume from a checkpoint before it with a lower "
-            "--learning_rate or --max_grad_norm, or with --mixed_precision bf16 in place of fp16"
-        )
-    bar.set_postfix(loss=f"{mean:.4f}")
-    accelerator.log({"loss": mean, "lr": rate}, step=step)
 
 
 def main(
@@ -294,4 +300,5 @@ def main(
 
 
 if __name__ == "__main__":
-    main(parse(Arguments))
+    with plain_errors():
+        main(parse(Arguments))

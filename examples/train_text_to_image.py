@@ -41,12 +41,14 @@ from fm_diffusers.flow_map_networks import with_two_times
 from fm_diffusers.pipelines.conditions import tokenize
 from fm_diffusers.training.arguments import ImageArguments, check_output, parse, start
 from fm_diffusers.training.captions import warn_of_long
+from fm_diffusers.training.command_line import plain_errors
 from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, scaled
 from fm_diffusers.training.flow_maps import warn_of_rounding
 from fm_diffusers.training.networks import UNET_WIDTHS, choose_widths
 from fm_diffusers.training.pictures import sample_grid
-from fm_diffusers.training.publishing import create_repository, publish
+from fm_diffusers.training.publishing import publish
+from fm_diffusers.training.pushing import create_repository
 from fm_diffusers.training.splits import hold_out, load_data
 from fm_diffusers.training.tuning import adopt, check_data
 
@@ -297,4 +299,5 @@ def main(args: TextArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(TextArguments))
+    with plain_errors():
+        main(parse(TextArguments))

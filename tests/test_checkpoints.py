@@ -9,9 +9,11 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader, TensorDataset
 
-from fm_diffusers.training.checkpoints import Checkpoints, Progress, damage
+from fm_diffusers.training.checkpoints import Checkpoints
+from fm_diffusers.training.manifests import damage
+from fm_diffusers.training.progress import Progress
 
-STATE = "custom_checkpoint_0.pkl"
+STATE = "progress.safetensors"
 
 
 @pytest.fixture
@@ -20,8 +22,11 @@ def run(tmp_path):
     configuration = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=1)
     accelerator = Accelerator(cpu=True, dataloader_config=configuration)
     progress = Progress()
-    accelerator.register_for_checkpointing(progress)
-    yield accelerator, progress, Checkpoints(tmp_path, run={"seed": 1})
+    yield (
+        accelerator,
+        progress,
+        Checkpoints(tmp_path, run={"seed": 1}, states={"progress": progress}),
+    )
     accelerator.free_memory()
 
 

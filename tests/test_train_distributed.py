@@ -12,6 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from fm_diffusers.training.states import read_state
+
 pytest.importorskip("sklearn")
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +24,7 @@ FLAGS = (
     "--validation_steps 1000000 --train_batch_size 128 --gradient_accumulation_steps 2 "
     "--dropout 0.1 --random_flip"
 )
+STATES = ("ema", "lr_scheduler", "progress")
 pytestmark = pytest.mark.xdist_group("distributed")  # its fixtures are dear: make them once
 
 
@@ -57,10 +60,10 @@ def train(output, steps, *words, processes=2, program=SCRIPT, first=()):
 
 def state(checkpoint):
     """Return everything that a run goes on from: weights, average, optimizer, rate, place."""
-    pickles = sorted(checkpoint.glob("*.bin")) + sorted(checkpoint.glob("custom_checkpoint_*"))
-    loaded = {path.name: torch.load(path, weights_only=False) for path in pickles}
+    loaded = {name: read_state(checkpoint / f"{name}.safetensors") for name in STATES}
+    loaded["optimizer"] = torch.load(checkpoint / "optimizer.bin", weights_only=True)
     loaded |= load_file(checkpoint / "model.safetensors")
-    loaded["custom_checkpoint_2.pkl"].pop("seconds")
+    loaded["progress"].pop("seconds")
     return loaded
 
 

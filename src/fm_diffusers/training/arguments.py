@@ -7,8 +7,9 @@ A script states its own flags as a dataclass that inherits from `TrainingArgumen
 
 import os
 import shlex
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,37 +22,17 @@ from fm_diffusers.pipelines.images import MODES
 from fm_diffusers.tables import look_up
 from fm_diffusers.training.checkpoints import Checkpoints
 from fm_diffusers.training.command_line import flags, parse
+from fm_diffusers.training.continuing import FREE
+from fm_diffusers.training.folders import hold, make
 from fm_diffusers.training.held_out import held_out_share, overlap
 from fm_diffusers.training.plugins import PLUGINS, load_plugins
+from fm_diffusers.training.pushing import answer_in_time
 
 #: The smallest allowed value of integers that may be less than 1.
 MINIMUM = {"seed": 0, "lr_warmup_steps": 0, "dataloader_num_workers": 0}
 
 #: Arguments that may name a folder to read from.
 SOURCES = ("init_from", "model", "vae", "text_encoder", "dataset_name")
-
-#: Arguments that a run may change on its way and end with the same weights; the rates of its steps
-#: are compared for themselves, see `steps`.
-FREE = {
-    "output_dir",
-    "overwrite_output_dir",
-    "num_train_epochs",
-    "max_train_steps",
-    "lr_warmup_steps",
-    "lr_scheduler_steps",
-    "logging_steps",
-    "validation_steps",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "resume_from_checkpoint",
-    "report_to",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private_repo",
-    "license",
-    "dataloader_num_workers",
-    "memory_limit",
-}
 
 #: The schedules of diffusers that need no parameters but the numbers of steps.
 SCHEDULES = [s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT]
@@ -185,6 +166,12 @@ class TrainingArguments:
         changed = {k: v for k, v in self.public().items() if v is not None and v != default[k]}
         return shlex.join(flags(told(changed)))
 
+    def way_on(self, processes: int = 1) -> str:
+        """Return the command line that goes on with a run from its latest checkpoint."""
+        rest = replace(self, overwrite_output_dir=False, resume_from_checkpoint="latest")
+        launch = "accelerate launch" + (f" --num_processes {processes}" if processes > 1 else "")
+        return f"{launch} {shlex.quote(sys.argv[0])} {rest.command()}"
+
 
 if TYPE_CHECKING:  # every script takes its flags beside those of `TrainingArguments`
     Beside = TrainingArguments
@@ -245,11 +232,11 @@ class ImageArguments(Beside):
 
 
 def start(args: TrainingArguments) -> Accelerator:
-    """Return the Accelerator of a run, seed it, and make its output folder.
+    """Return the Accelerator of a run, seed it, and make its output folder, which it then holds.
 
     Raises:
         ValueError: if the launcher started several processes that would not work together, each
-            taking itself for the main one.
+            taking itself for the main one; if the folder cannot be written, or another run does.
     """
     output = args.output_dir
     accelerator = Accelerator(
@@ -267,7 +254,10 @@ def start(args: TrainingArguments) -> Accelerator:
             "set ACCELERATE_USE_CPU=true to train on several CPU processes"
         )
     set_seed(args.seed)
-    Path(output).mkdir(parents=True, exist_ok=True)
+    make(Path(output))
+    if accelerator.is_main_process:
+        hold(Path(output))
+    answer_in_time()
     return accelerator
 
 

@@ -6,31 +6,34 @@ complete; `manifest.json`, written last, holds the size and the SHA-256 of every
 disk's damage is seen before the state is read.
 
 The last step of a run is a checkpoint, so that more steps can be asked for afterwards. What a run
-has trained is not written over by another one, see `finished`.
-
-That a resumed run is *equal* to an uninterrupted one needs besides that its data follow from the
-place in the run, which is a part of the state (`Progress`), and so does all its randomness.
+has trained is not written over by another one, see `finished`. Where a run is, from which its data
+and its randomness follow, is a part of the state, see `progress`. What is read is numbers and
+words, and no program, see `manifests`.
 """
 
-import hashlib
-import json
 import re
 import shutil
-import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType
+from safetensors import SafetensorError
 
-from fm_diffusers.files import read_json
+from fm_diffusers.training.continuing import RAISES
+from fm_diffusers.training.faults import line, written
 from fm_diffusers.training.finished import clear, find_outcome, steps_of
-from fm_diffusers.training.states import check_states
+from fm_diffusers.training.manifests import (
+    check_harmless,
+    damage,
+    read_manifest,
+    write_manifest,
+)
+from fm_diffusers.training.states import read_state, write_state
 
-MANIFEST = "manifest.json"
 #: What to do about an argument that has changed, so that the run would have been the same.
 WAYS_OUT = {
     "lr_warmup_steps": "; give one that is shorter than the first part of the run",
@@ -38,51 +41,18 @@ WAYS_OUT = {
     "the start, or --lr_scheduler constant_with_warmup, which does not depend on the end",
 }
 
+#: Where Accelerate keeps states of processes that have a part of the network each.
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
-class Progress:
-    """Where a run is: steps done, batches done, epoch, batches done of it, and seconds."""
 
-    def __init__(self) -> None:
-        self.step = self.batches = self.epoch = self.batch_of_epoch = 0
-        self.earlier, self.start = 0.0, time.perf_counter()
+class Stateful(Protocol):
+    """What has a state that can be kept."""
 
-    @property
-    def seconds(self) -> float:
-        """Time spent on the run, over all its continuations."""
-        return self.earlier + time.perf_counter() - self.start
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
 
-    def state_dict(self) -> dict[str, float]:
-        """Return the state, for `Accelerator.register_for_checkpointing`."""
-        names = ("step", "batches", "epoch", "batch_of_epoch", "seconds")
-        return {name: getattr(self, name) for name in names}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state."""
-        names = ("step", "batches", "epoch", "batch_of_epoch")
-        self.__dict__.update({name: state[name] for name in names})
-        self.earlier, self.start = state["seconds"], time.perf_counter()
-
-    def rest(
-        self, accelerator: Accelerator, loader: Any, seed: int, max_steps: int
-    ) -> Iterator[Any]:
-        """Yield what is left of the batches, epoch after epoch, until `step` is `max_steps`.
-
-        Before each batch all generators of the process are seeded from its place in the run: no
-        two batches on any process share their noise, and a resumed run draws what it would have.
-        """
-        while self.step < max_steps:
-            loader.set_epoch(self.epoch)
-            done = self.batch_of_epoch
-            for batch in accelerator.skip_first_batches(loader, done) if done else loader:
-                place = self.batches * accelerator.num_processes + accelerator.process_index
-                set_seed((seed * 1_000_003 + place) % 2**32)
-                self.batches, self.batch_of_epoch = self.batches + 1, self.batch_of_epoch + 1
-                yield batch
-                if self.step == max_steps:
-                    return
-            if self.batch_of_epoch == 0:
-                raise ValueError("the data set is smaller than one batch of every process")
-            self.epoch, self.batch_of_epoch = self.epoch + 1, 0
 
 
 @dataclass
@@ -93,14 +63,18 @@ class Checkpoints:
         folder: where they are, `--output_dir`.
         total_limit: how many of them are kept; None keeps all.
         run: what an exact continuation depends on, names with values; kept in every checkpoint,
-            and a warning names what has changed.
+            and what has changed is named, by a warning or by an error, see `continuing`.
         steps: of the run; None if they are not known yet.
+        states: what is kept beside what the Accelerator has prepared, by name.
+        size: bytes that a checkpoint takes, about.
     """
 
     folder: Path
     total_limit: int | None = None
     run: dict[str, Any] = field(default_factory=dict)
     steps: int | None = None
+    states: Mapping[str, Stateful] = field(default_factory=dict)
+    size: int = 0
 
     def all(self) -> list[Path]:
         """Return the checkpoints from the oldest to the newest."""
@@ -116,10 +90,19 @@ class Checkpoints:
         """Save the state of every process; to be called on all of them."""
         final = self.folder / f"checkpoint-{step}"
         partial = self.folder / f"partial-{step}"
-        accelerator.save_state(str(partial))
-        accelerator.wait_for_everyone()
+        last = f"{self.all()[-1].name} is kept" if self.all() else "there is no checkpoint yet"
+        guard = partial, self.size, f"make room, and go on: {last}", accelerator
+        with written(*guard):
+            accelerator.save_state(str(partial))
+            if accelerator.is_main_process:
+                for name, held in self.states.items():
+                    write_state(partial / f"{name}.safetensors", held.state_dict())
+        with written(*guard):  # when all processes are done
+            if accelerator.is_main_process:
+                for unneeded in partial.glob("random_states_*.pkl"):  # see `progress`
+                    unneeded.unlink()
+                write_manifest(partial, self.run)
         if accelerator.is_main_process:
-            write_manifest(partial, self.run)
             discard(final)
             partial.rename(final)
             for old in self.all()[: -self.total_limit] if self.total_limit else []:
@@ -170,8 +153,9 @@ class Checkpoints:
             Whether there was one.
 
         Raises:
-            ValueError: if there is no such checkpoint, it is damaged, beginning anew or going on
-                would mix two runs, or the run ends before what has been done.
+            ValueError: if there is no such checkpoint, it is damaged, it may hold a program,
+                beginning anew or going on would mix two runs, or the run ends before what has
+                been done.
         """
         self.check(name, overwrite)
         found = self.find(name) if name is not None else None
@@ -186,15 +170,45 @@ class Checkpoints:
             if name is not None:
                 accelerator.print(f"nothing to resume in {self.folder}: a new run begins")
             return False
+        if accelerator.distributed_type in SHARDED:
+            warnings.warn(
+                f"checkpoints of {accelerator.distributed_type.value} may hold programs that are "
+                "run: go on from those of your own alone",
+                stacklevel=3,
+            )
+        else:
+            check_harmless(found)
         self.compare(found)
-        check_states(found)
-        accelerator.load_state(str(found))
+        self.read(accelerator, found)
         accelerator.print(f"resumed from {found}")
         return True
 
+    def read(self, accelerator: Accelerator, found: Path) -> None:
+        """Take over what a checkpoint holds.
+
+        Raises:
+            ValueError: if it does not fit what is trained.
+        """
+        try:
+            accelerator.load_state(str(found))
+            for name, held in self.states.items():
+                held.load_state_dict(read_state(found / f"{name}.safetensors"))
+        except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
+            parts = str(error).strip().splitlines()
+            misfits = f", and {len(parts) - 2} more" if len(parts) > 2 else ""
+            told = f"{parts[1].strip()}{misfits}" if len(parts) > 1 else line(error)
+            raise ValueError(
+                f"{found} does not fit what this run trains ({told}): go on with the arguments "
+                "and the data that it was written with"
+            ) from error
+
     def compare(self, found: Path) -> None:
-        """Warn of what has changed since a checkpoint, or raise if that would undo later work."""
-        saved = read_json(found / MANIFEST)["run"]
+        """Warn of what has changed since a checkpoint.
+
+        Raises:
+            ValueError: if going on would learn something else, or undo later work.
+        """
+        saved = read_manifest(found)["run"]
         changed = [key for key in self.run if saved.get(key) != self.run[key]]
         own = number(found) or 0
         done = max([*(number(path) or 0 for path in self.all()), steps_of(self.folder) or 0, own])
@@ -209,6 +223,12 @@ class Checkpoints:
                 f"{found} would go on with another {', '.join(changed)}, but {self.folder} has "
                 f"come to step {done} without: choose another --output_dir, with "
                 f"--resume_from_checkpoint {found}"
+            )
+        told = [f"{key}={saved.get(key)!r} and not {self.run[key]!r}" for key in changed]
+        if others := [said for key, said in zip(changed, told, strict=True) if key in RAISES]:
+            raise ValueError(
+                f"{found} was written with {', '.join(others)}: the network would learn something "
+                "else from here on; say it as before, or begin anew in another --output_dir"
             )
         for key in changed:
             warnings.warn(
@@ -254,41 +274,3 @@ def discard(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         shutil.rmtree(doomed)
-
-
-def describe(folder: Path) -> dict[str, list[Any]]:
-    """Return size and SHA-256 of every file but the manifest."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {str(path.relative_to(folder)): [path.stat().st_size, sha256(path)] for path in files}
-
-
-def sha256(file: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while part := content.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def write_manifest(folder: Path, run: dict[str, Any]) -> None:
-    """Write what the folder holds, for `damage` to compare."""
-    content = {"files": describe(folder), "run": run}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
-
-
-def damage(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint, None if nothing is."""
-    try:
-        content = read_json(folder / MANIFEST)
-    except (OSError, ValueError):
-        content = {}
-    expected = content.get("files")
-    if not isinstance(expected, dict) or not isinstance(content.get("run"), dict):
-        return f"its {MANIFEST} is missing or unreadable"
-    present = describe(folder)
-    missing = [name for name in expected if name not in present]
-    changed = [name for name in expected if present.get(name, expected[name]) != expected[name]]
-    faults = ["missing: " + ", ".join(missing)] * bool(missing)
-    faults += ["changed: " + ", ".join(changed)] * bool(changed)
-    return "; ".join(faults) or None

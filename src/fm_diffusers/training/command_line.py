@@ -2,19 +2,26 @@ r"""Command lines: flags of a dataclass, and `--config file.yaml` beside them.
 
 A YAML file holds the names of the flags without dashes, and a flag on the command line wins over
 it. `--plugins` are run before anything else, so that `--help` lists the rows that they add.
+
+What is wrong with a command line, its files or the machine is told in one line; an error that
+nobody has foreseen keeps its traceback, see `plain_errors`.
 """
 
 import json
 import sys
+import traceback
 from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import HfArgumentParser
 
+import fm_diffusers
 from fm_diffusers.files import MOST_LEVELS, shortened
+from fm_diffusers.training.faults import NO_ROOM, Fault, line
 from fm_diffusers.training.plugins import load_plugins
 
 Arguments = TypeVar("Arguments")
@@ -108,3 +115,33 @@ def check_parts(events: Iterable[Any]) -> None:
             raise ValueError(f"*{event.anchor} stands for a part of it: write that part out")
         if depth > MOST_LEVELS:
             raise ValueError(f"it is nested deeper than {MOST_LEVELS} levels")
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the process with one line and status 1 for errors that say all in their message.
+
+    These are the `ValueError`s that this package or the script raise, a `Fault`, and a full disk.
+    """
+    try:
+        yield
+    except Fault as error:
+        told = str(error)
+    except ValueError as error:
+        if not is_ours(error):
+            raise
+        told = str(error)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        told = f"{line(error)}: what was saved before is kept"
+    else:
+        return
+    sys.exit(f"{Path(sys.argv[0]).name}: error: {told}")
+
+
+def is_ours(error: ValueError) -> bool:
+    """Return whether an error was raised in this package or beside the script that runs."""
+    place = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    folders = Path(fm_diffusers.__file__).parent, Path(sys.argv[0]).resolve().parent
+    return any(folder in place.parents for folder in folders)

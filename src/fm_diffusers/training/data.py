@@ -12,6 +12,7 @@ from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -32,6 +33,9 @@ from fm_diffusers.training.sources import open_rows
 
 if TYPE_CHECKING:
     import datasets
+
+#: Bytes of memory that a row takes beside its image: its label as read, numbered, and in a tensor.
+LABEL = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +151,8 @@ def load_images(
         look_up("--image_mode", MODES, image_mode)
     columns = (image_column, label_column or None, caption_column or None)
     rows = select(open_rows(dataset_name, config_name, split, streaming), columns)
+    if not streaming:
+        check_memory(len(rows))
     decoder = Decoder(image_mode, resolution, skip_broken)
     decoder = decoder.fitted_to(row[image_column] for row in rows)
     if like is None:
@@ -173,6 +179,17 @@ def take_share(
             f"a share of {share[1] - share[0]:.3g} of {len(rows)} rows is none: hold out more"
         )
     return rows.select(sorted(order[first:last].tolist()))
+
+
+def check_memory(length: int) -> None:
+    """Raise a `ValueError` for so many rows that their labels alone take all memory."""
+    needed, free = LABEL * length, psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"the labels and the order of {length:,} rows take about {needed:,} bytes of memory, "
+            f"of which {free:,} are free: say --streaming, or take a part, such as "
+            "--dataset_split 'train[:1%]'"
+        )
 
 
 def check_alike(like: ImageData, shape: tuple[int, ...], labels: Any, split: str) -> None:

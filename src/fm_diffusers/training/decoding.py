@@ -66,8 +66,12 @@ class Decoder:
 
     def fitted_to(self, encoded: Iterable[dict[str, Any]]) -> "Decoder":
         """Return a decoder of images like the first that can be read."""
-        opened = (self.open(*numbered) for numbered in enumerate(encoded))
-        first = next((image for image in opened if image is not None), None)
+        first, count = None, 0
+        for count, one in enumerate(encoded, 1):  # noqa: B007
+            if (first := self.open(count - 1, one)) is not None:
+                break
+        if count == 0:
+            raise ValueError("the data set has no rows: choose another one, or --dataset_split")
         if first is None:
             raise ValueError("none of the images can be read: choose another --image_column")
         native = kind(first)

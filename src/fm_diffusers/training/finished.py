@@ -3,14 +3,22 @@ r"""What a finished run has left in its folder, so that no other run writes over
 A folder holds an outcome if it has the file that is written last with the weights: the index of a
 pipeline, the weights of an adapter, the configuration of a model. `training.json`, which comes
 after it, has the number of steps; a run that was killed between them is not finished.
+
+What is trained is written aside and moved when all of it is there, see `saved_whole`: a disk that
+is full leaves what was there before, and never a part.
 """
 
 import re
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from torch import nn
 
 from fm_diffusers.files import WAY_OUT, read_json
 from fm_diffusers.pipelines.saved import is_plain
+from fm_diffusers.training.faults import written
 
 #: What a folder holds, by the file that says so.
 OUTCOMES = {
@@ -55,3 +63,33 @@ def clear(folder: Path) -> None:
         if path.is_file() and (path.name in OUTCOMES or BESIDE.fullmatch(path.name)):
             path.unlink()
     shutil.rmtree(folder / "logs" / "train", ignore_errors=True)
+
+
+@contextmanager
+def saved_whole(folder: Path, parts: Iterable[object]) -> Iterator[Path]:
+    """Yield a folder to write what a run has trained, which then takes the place of what was.
+
+    Args:
+        folder: of the run.
+        parts: what is saved; the weights among them tell how much room is needed.
+
+    Raises:
+        Fault: if it could not be written; `folder` is as it was.
+    """
+    partial = folder / "partial-outcome"
+    shutil.rmtree(partial, ignore_errors=True)
+    networks = [part for part in parts if isinstance(part, nn.Module)]
+    needed = sum(w.numel() * w.element_size() for part in networks for w in part.parameters())
+    kept = "make room, and say --resume_from_checkpoint latest: the last step is kept"
+    with written(partial, needed, kept):
+        partial.mkdir()
+        yield partial
+    for name in (RECORD, *OUTCOMES, "evaluation.json", "evaluation.png"):  # of other weights
+        (folder / name).unlink(missing_ok=True)
+    order = [*OUTCOMES, RECORD]  # last, since they say that the rest is there
+    there = {path.name for path in partial.iterdir()}
+    for name in [*sorted(there - {*order}), *(name for name in order if name in there)]:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        (partial / name).replace(folder / name)
+    partial.rmdir()

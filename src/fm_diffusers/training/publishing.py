@@ -8,13 +8,13 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
-from huggingface_hub import create_repo, upload_folder
 from PIL import Image
 
 import fm_diffusers
@@ -22,22 +22,9 @@ from fm_diffusers.files import read_json
 from fm_diffusers.pipelines.cards import chosen_scale, example
 from fm_diffusers.training.arguments import TrainingArguments
 from fm_diffusers.training.cards import write_card
+from fm_diffusers.training.finished import saved_whole
 from fm_diffusers.training.public import on_hub, public
-
-#: What stays on the machine of the training.
-PRIVATE = ["checkpoint-*", "partial-*", "logs/*", "samples-*", "cache/*", ".cache/*"]
-
-
-def create_repository(args: TrainingArguments, accelerator: Accelerator) -> str | None:
-    """Create the repository to push to, before the training, so that it cannot fail at the end."""
-    if not args.push_to_hub or not accelerator.is_main_process:
-        return None
-    return create_repo(
-        args.hub_model_id or Path(args.output_dir).resolve().name,
-        private=args.hub_private_repo,
-        token=args.hub_token,
-        exist_ok=True,
-    ).repo_id
+from fm_diffusers.training.pushing import create_repository, push
 
 
 def publish(
@@ -48,6 +35,7 @@ def publish(
     dataset_name: str,
     repo_id: str | None,
     asked: dict[str, Any],
+    beside: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Save a trained pipeline with its picture, figures and card, and push it to `repo_id`.
 
@@ -60,12 +48,9 @@ def publish(
         repo_id: repository on the Hub; None keeps all of it here.
         asked: arguments of a call that the network was trained for, `class_labels`, `prompt` or
             `batch_size`; the card shows some of them.
+        beside: writes what else is to be in the folder.
     """
     folder = Path(args.output_dir)
-    pipe.save_pretrained(folder)
-    picture.save(folder / "samples.png")
-    for old in ("evaluation.json", "evaluation.png"):  # of other weights
-        (folder / old).unlink(missing_ok=True)
     own = {
         "kind": "pipeline",
         **told(pipe, asked),
@@ -74,7 +59,11 @@ def publish(
         "sampler": pipe.scheduler.config.solver,
         **figures,
     }
-    write_record(args, own, dataset_name, repo_id)
+    with saved_whole(folder, pipe.components.values()) as partial:
+        beside(partial)
+        pipe.save_pretrained(partial)
+        picture.save(partial / "samples.png")
+        write_record(partial, args, own, dataset_name, repo_id)
     print(f"saved {folder}: {figures}")
     if repo_id is not None:
         push(folder, repo_id, f"Train for {figures['steps']} steps", args.hub_token)
@@ -92,17 +81,21 @@ def told(pipe: DiffusionPipeline, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_record(
-    args: TrainingArguments, own: dict[str, Any], dataset_name: str, repo_id: str | None
+    folder: Path,
+    args: TrainingArguments,
+    own: dict[str, Any],
+    dataset_name: str,
+    repo_id: str | None,
 ) -> None:
     """Write `training.json` and the card.
 
     Args:
+        folder: beside the weights.
         args: of the run.
         own: what is said of what was trained, its `kind` first; see `cards.KINDS`.
         dataset_name: what was trained on.
         repo_id: repository on the Hub, if there is one.
     """
-    folder = Path(args.output_dir)
     record = {
         "title": repo_id or public(args.output_dir),
         "repo_id": repo_id,
@@ -148,18 +141,6 @@ def retitle(folder: Path, repo_id: str) -> None:
         named = {"title": repo_id, "repo_id": repo_id}
         file.write_text(json.dumps(record | named, indent=2) + "\n")
         write_card(folder)
-
-
-def push(folder: Path, repo_id: str, message: str, token: str | None = None) -> None:
-    """Upload a saved pipeline with its card, without checkpoints and logs."""
-    url = upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        ignore_patterns=PRIVATE,
-        commit_message=message,
-        token=token,
-    )
-    print(f"pushed to {url}")
 
 
 def conditioning(pipe: DiffusionPipeline) -> str | None:

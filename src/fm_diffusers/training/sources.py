@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from fm_diffusers.training.faults import line
 from fm_diffusers.training.finished import find_outcome
 
 if TYPE_CHECKING:
@@ -38,12 +39,17 @@ def open_rows(
             )
         return load_dataset(name, config, split=split, streaming=streaming)
     except (ConnectionError, FileNotFoundError, ValueError, DatasetsError) as error:
+        told = str(error.__cause__ or error).splitlines()[0]
         if folder.is_dir():
             below = sorted(path.name for path in folder.iterdir() if path.is_dir())
             hint = f"; below it are {', '.join(below[:10])}, is it one of them?" if below else ""
             raise ValueError(
-                f"--dataset_name {name!r} cannot be read as one data set of images "
-                f"({error.__cause__ or error}){hint}"
+                f"--dataset_name {name!r} cannot be read as one data set of images ({told}){hint}"
+            ) from error
+        if folder.is_file():
+            raise ValueError(
+                f"--dataset_name {name!r} is no parquet file that holds rows ({told}): name one, "
+                "or a folder of images"
             ) from error
         if isinstance(error, ConnectionError | FileNotFoundError):  # the data set is not found
             raise unknown(name) from error
@@ -68,7 +74,13 @@ def open_saved(folder: Path, config: str | None, split: str) -> "datasets.Datase
             f"--dataset_config_name {config} is for data sets of several configurations, and "
             f"{folder} holds a single one, written by save_to_disk: drop it"
         )
-    saved = load_from_disk(folder)
+    try:
+        saved = load_from_disk(folder)
+    except (ValueError, IndexError, OSError) as error:  # the second is of a table without rows
+        raise ValueError(
+            f"{folder}, which save_to_disk wrote, is damaged or has no rows ({line(error)}): save "
+            "it again"
+        ) from error
     whole = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
     if split not in whole:
         raise ValueError(

@@ -1,22 +1,54 @@
-"""States in a checkpoint of what a script has registered: numbers, and nothing else."""
+r"""The states that a run goes on from, as numbers and words: nothing that is read is a program.
 
+A state is dictionaries and lists of numbers, words and tensors. Its tensors make a safetensors
+file, in whose metadata stands the rest as JSON, with `{"tensor": name}` in the place of each.
+"""
+
+import json
 from pathlib import Path
+from typing import Any
 
-import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from fm_diffusers.files import shortened
 
+def write_state(file: Path, state: dict[str, Any]) -> None:
+    """Write what `state_dict` of an object returned.
 
-def check_states(folder: Path) -> None:
-    """Raise a `ValueError` for the state of an object that is more than numbers.
-
-    Accelerate unpickles these whatever they hold, and a pickle may be a program.
+    Example:
+        >>> import torch
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_state(Path(folder, "x"), {"step": 3, "mean": [torch.tensor([1.0, 2.0])]})
+        ...     read_state(Path(folder, "x"))
+        {'step': 3, 'mean': [tensor([1., 2.])]}
     """
-    for file in sorted(folder.glob("custom_checkpoint_*.pkl")):
-        try:
-            torch.load(file, map_location="meta", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"{file} holds more than numbers, and reading it may run code: go on from a "
-                f"checkpoint of your own ({shortened(error, 120)})"
-            ) from error
+    tensors: dict[str, Tensor] = {}
+
+    def told(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            name = str(len(tensors))
+            tensors[name] = value.detach().contiguous()
+            return {"tensor": name}
+        if isinstance(value, dict):
+            return {key: told(part) for key, part in value.items()}
+        return [told(part) for part in value] if isinstance(value, list | tuple) else value
+
+    save_file(tensors, file, metadata={"state": json.dumps(told(state))})
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """Return the state that `write_state` wrote, with lists in place of tuples."""
+    with safe_open(file, "pt") as stored:
+
+        def value(told: Any) -> Any:
+            if isinstance(told, list):
+                return [value(part) for part in told]
+            if not isinstance(told, dict):
+                return told
+            if [*told] == ["tensor"] and isinstance(told["tensor"], str):
+                return stored.get_tensor(told["tensor"])
+            return {key: value(part) for key, part in told.items()}
+
+        return value(json.loads((stored.metadata() or {})["state"]))

@@ -1,0 +1,54 @@
+r"""The output folder of a run: it can be written, and no other run writes to it.
+
+Both are found out before the training. The folder is held by a lock of the operating system on a
+file in it, which goes with the process that has it, however that ends. A worker that outlives it
+does not hold the lock, and the same process may run again.
+"""
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # on Windows two runs are not told apart
+    fcntl = None
+
+#: Is locked as long as a run is alive, and says which one that is.
+LOCK = ".run.lock"
+
+
+def make(folder: Path) -> None:
+    """Make a folder, and raise a `ValueError` if nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"0")
+    except OSError as error:
+        raise ValueError(
+            f"--output_dir {folder} cannot be written ({error.strerror}): choose another one"
+        ) from error
+
+
+def hold(folder: Path) -> None:
+    """Hold a folder until this process ends.
+
+    Raises:
+        ValueError: if another process holds it.
+    """
+    if fcntl is None:
+        return
+    # closed by the end of the process: any earlier closing would give the lock back
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
+        os.close(lock)
+        raise ValueError(
+            f"another run, {holder or 'of another process'}, writes to --output_dir {folder}: "
+            "wait for it, or choose another one"
+        ) from error
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
