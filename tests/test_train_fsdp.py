@@ -91,7 +91,10 @@ def state(checkpoint, scratch):
     for parts in sorted(file.parent for file in checkpoint.glob("*/.metadata")):
         dcp_to_torch_save(parts, scratch / parts.name)
         found[parts.name] = read(scratch / parts.name)
-    return found | {file.name: read(file) for file in checkpoint.glob("*.bin")}
+    found |= {file.name: read(file) for file in checkpoint.glob("*.bin")}
+    for group in found.get("optimizer.bin", {}).get("param_groups", []):
+        group["betas"] = list(group["betas"])  # a tuple, which torch takes over as a list
+    return found
 
 
 def test_every_process_holds_a_part_of_every_weight(shared):
