@@ -1,4 +1,4 @@
-"""Weights that are divided between processes, here one: what FSDP2 does to them, it does as well."""
+"""Weights that FSDP2 divides between processes, here among one, train and average as others do."""
 
 import pytest
 import torch
