@@ -24,14 +24,12 @@ Classes keep their names, those of a ClassLabel, of folders or of a column: `pip
 
 import copy
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -46,6 +44,7 @@ from fm_diffusers.training.arguments import (
     parse,
     start,
 )
+from fm_diffusers.training.averaging import Average, ema_weights
 from fm_diffusers.training.checkpoints import Checkpoints, Stateful
 from fm_diffusers.training.command_line import plain_errors
 from fm_diffusers.training.faults import with_others
@@ -59,6 +58,7 @@ from fm_diffusers.training.pictures import log_picture, sample_grid
 from fm_diffusers.training.progress import Progress
 from fm_diffusers.training.publishing import publish, say_finished
 from fm_diffusers.training.pushing import create_repository
+from fm_diffusers.training.sharding import prepare
 from fm_diffusers.training.splits import hold_out, load_data
 from fm_diffusers.training.steps import plan_steps, take_rates
 from fm_diffusers.training.tuning import (
@@ -88,20 +88,6 @@ class Arguments(NetworkArguments, ImageArguments, FlowArguments):
             NetworkArguments.__post_init__(self)
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"--label_dropout must lie in [0, 1], got {self.label_dropout}")
-
-
-@contextmanager
-def ema_weights(ema: EMAModel, network: nn.Module):  # noqa: ANN201
-    """Put the averaged weights into the network, for the time of a `with` block."""
-    trained = [weight for weight in network.parameters() if weight.requires_grad]
-    ema.store(trained)
-    ema.copy_to(trained)
-    network.eval()
-    try:
-        yield network
-    finally:
-        network.train()
-        ema.restore(trained)
 
 
 def train(
@@ -144,10 +130,10 @@ def train(
         weight_decay=args.adam_weight_decay,
         fused=True,
     )
-    network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
+    network, optimizer, loader = prepare(accelerator, network, optimizer, loader)
     steps = plan_steps(args, loader, accelerator.num_processes)
     trained = [weight for weight in network.parameters() if weight.requires_grad]
-    ema = EMAModel(trained, decay=args.ema_decay, foreach=True)
+    ema = Average(trained, args.ema_decay)
     lr_scheduler = steps.rate(args, optimizer)  # not prepared: it steps once an update
     progress = Progress()
     kept = args.continuity() | steps.record(args) | {"processes": accelerator.num_processes}

@@ -10,9 +10,10 @@ import pytest
 from hostile_files import RAN, TEXTS, bomb, write, zipped_bomb
 
 from fm_diffusers.training.cards import write_card
-from fm_diffusers.training.checkpoints import MANIFEST, Checkpoints, damage, write_manifest
+from fm_diffusers.training.checkpoints import Checkpoints
 from fm_diffusers.training.command_line import read_config
 from fm_diffusers.training.finished import clear, steps_of
+from fm_diffusers.training.manifests import MANIFEST, damage, write_manifest
 from fm_diffusers.training.public import public
 from fm_diffusers.training.publishing import retitle
 

@@ -94,9 +94,10 @@ class Checkpoints:
         guard = partial, self.size, f"make room, and go on: {last}", accelerator
         with written(*guard):
             accelerator.save_state(str(partial))
+            states = {name: held.state_dict() for name, held in self.states.items()}  # on all
             if accelerator.is_main_process:
-                for name, held in self.states.items():
-                    write_state(partial / f"{name}.safetensors", held.state_dict())
+                for name, state in states.items():
+                    write_state(partial / f"{name}.safetensors", state)
         with written(*guard):  # when all processes are done
             if accelerator.is_main_process:
                 for unneeded in partial.glob("random_states_*.pkl"):  # see `progress`
