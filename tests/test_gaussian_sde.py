@@ -9,11 +9,12 @@ import torch
 from oracles import STD, gaussian_std_by_sources
 
 from benchmarks.samplers import gaussian_sde
-from benchmarks.samplers.gaussian_sde import RATES, Arguments, bias, gaussian_field, ours, theirs
+from benchmarks.samplers.gaussian_sde import RATES, Arguments, bias, ours, theirs
 from benchmarks.samplers.peers import Preserving
 from benchmarks.samplers.sde import run_ours
 from benchmarks.samplers.sde_peers import SDE_PEERS
 from fm_diffusers import DIFFUSIONS, PATHS, SOLVERS, GaussianFlowScheduler
+from fm_diffusers.certify.truth import gaussian_field
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/samplers.md").read_text()

@@ -22,7 +22,7 @@ FLOORS = [
     {"scheduling", "second_time"},
     {"flow_map_networks"},
     {"scheduler"},
-    {"adapters", "calibration", "flow_prediction", "pipelines", "rl"},
+    {"adapters", "calibration", "certify", "flow_prediction", "pipelines", "rl"},
     {"modular", "pipeline"},
     {"evaluation", "training"},
 ]
