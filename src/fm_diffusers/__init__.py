@@ -7,7 +7,7 @@ import diffusers, which takes seconds.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from fm_diffusers.couplings import COUPLINGS
