@@ -1,4 +1,4 @@
-"""Biases of SDE samplers on Gaussian data are exact, and the README says what they are."""
+"""Biases of SDE samplers on Gaussian data are exact, and docs/samplers.md says what they are."""
 
 import csv
 import re
@@ -9,17 +9,18 @@ import torch
 from oracles import STD, gaussian_std_by_sources
 
 from benchmarks.samplers import gaussian_sde
-from benchmarks.samplers.gaussian_sde import RATES, Arguments, bias, gaussian_field, ours, theirs
+from benchmarks.samplers.gaussian_sde import RATES, Arguments, bias, ours, theirs
 from benchmarks.samplers.peers import Preserving
 from benchmarks.samplers.sde import run_ours
 from benchmarks.samplers.sde_peers import SDE_PEERS
 from fm_diffusers import DIFFUSIONS, PATHS, SOLVERS, GaussianFlowScheduler
+from fm_diffusers.certify.truth import gaussian_field
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/samplers.md").read_text()
 WIDTHS = Arguments().widths
 
-#: The worst bias of all coefficients and paths in the README: at any width, and from .35 up.
+#: The worst bias of all coefficients and paths in the page: at any width, and from .35 up.
 WORST = {
     8: ("3.99", "3.07"),
     16: ("1.12", ".38"),
@@ -79,7 +80,7 @@ def test_sampling_finds_the_same_mean_and_standard_deviation(name):
 
 
 def test_the_readme_has_the_biases_that_are_computed():
-    rows = re.findall(r"^\| (\d+) \| (ours|DPM\+\+ 2M SDE) \| (.*) \|$", README, flags=re.M)
+    rows = re.findall(r"^\| (\d+) \| (ours|DPM\+\+ 2M SDE) \| (.*) \|$", PAGE, flags=re.M)
     assert len(rows) == 8
     computed: dict[tuple[int, str], tuple[float, ...]] = {}
     for steps, name, cells in rows:
@@ -106,12 +107,12 @@ def published(steps, **key):
 
 
 def is_worst(steps, biases):
-    """Whether the README's figures are the largest of these, at any width and from .35 up."""
+    """Whether the page's figures are the largest of these, at any width and from .35 up."""
     values = biases.abs().max(0).values.mul(100)
     for shown, value in zip(WORST[steps], (values.max(), values[1:].max()), strict=True):
         number, half = rounded(shown)
         assert value.item() == pytest.approx(number, abs=half)
-        assert shown in README
+        assert shown in PAGE
 
 
 @pytest.mark.parametrize("steps", WORST)
@@ -140,7 +141,7 @@ def test_the_readme_counts_where_a_peer_is_closer():
         _, theirs = published(steps, diffusion="own")
         closer.append(int((theirs.abs().amin(0) < mine[0].abs()).sum()))
     text = "closer than ours at {}, {}, {} and {} of the five widths".format(*closer)
-    assert text in " ".join(README.split())
+    assert text in " ".join(PAGE.split())
 
 
 @pytest.mark.parametrize("steps", [8, 16, 32])
@@ -162,10 +163,10 @@ def test_the_readme_counts_the_cells_of_all_coefficients_and_paths(steps):
     best = theirs[[row["method"] in NAMED for row in peers]].abs().amin(0)
     assert biases.numel() == 440
     assert ((biases <= best / 2).sum(), (biases <= best).sum()) == COUNTS[steps]
-    assert all(f" {count} " in " ".join(README.split()) for count in COUNTS[steps])
+    assert all(f" {count} " in " ".join(PAGE.split()) for count in COUNTS[steps])
 
 
-#: Sentences of the README, and where their figures stand: steps, row, and width by figure.
+#: Sentences of the page, and where their figures stand: steps, row, and width by figure.
 SENTENCES = {
     "`flow_grpo` at 8 steps: +3.8, -1.3, -1.2, -.1 and +2.5": (
         (8, {"method": "ours", "path": "linear", "diffusion": "flow_grpo"}),
@@ -189,7 +190,7 @@ SENTENCES = {
 @pytest.mark.parametrize("sentence", SENTENCES)
 def test_the_readme_takes_its_figures_from_the_table(sentence):
     (steps, key), figures = SENTENCES[sentence]
-    assert sentence in " ".join(README.split())
+    assert sentence in " ".join(PAGE.split())
     _, biases = published(steps, **key)
     for column, figure in figures.items():
         worst = biases[biases[:, column].abs().argmax(), column].item()

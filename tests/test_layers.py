@@ -3,7 +3,11 @@
 import ast
 import importlib
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 import fm_diffusers
 
@@ -19,7 +23,7 @@ FLOORS = [
     {"scheduling", "second_time"},
     {"flow_map_networks"},
     {"scheduler"},
-    {"adapters", "calibration", "flow_prediction", "pipelines", "rl"},
+    {"adapters", "calibration", "certify", "flow_prediction", "pipelines", "rl"},
     {"modular", "pipeline"},
     {"evaluation", "training"},
 ]
@@ -75,3 +79,24 @@ def test_no_class_has_more_than_one_base_of_ours():
             if isinstance(value, type) and value.__module__ == module.name:
                 ours = [base for base in value.__bases__ if base.__module__.startswith("fm_")]
                 assert len(ours) < 2, f"{module.name}.{name}: {ours}"
+
+
+BELOW_DIFFUSERS = sorted(name for names in FLOORS[: floor("scheduling")] for name in names)
+
+
+def test_the_mathematics_is_imported_without_diffusers():
+    code = (
+        f"import sys; {'; '.join(f'import fm_diffusers.{name}' for name in BELOW_DIFFUSERS)}; "
+        "print([name for name in ('diffusers', 'transformers', 'accelerate') if name in "
+        "sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_found_and_unknown_ones_are_told():
+    for name in fm_diffusers.__all__:
+        assert getattr(fm_diffusers, name) is not None
+        assert name in dir(fm_diffusers)
+    with pytest.raises(AttributeError, match="no attribute 'Flow'"):
+        _ = fm_diffusers.Flow

@@ -38,9 +38,7 @@ from benchmarks.samplers.peers import Preserving
 from benchmarks.samplers.sde import run_ours
 from benchmarks.samplers.sde_peers import SDE_PEERS
 from fm_diffusers import DIFFUSIONS, PATHS
-from fm_diffusers.fields import Field
-from fm_diffusers.paths import GaussianPath
-from fm_diffusers.predictions import target
+from fm_diffusers.certify.truth import gaussian_field
 
 #: Our solvers and grids by their names in the tables.
 OURS: dict[str, dict[str, Any]] = {
@@ -88,22 +86,6 @@ class Row(NamedTuple):
     steps: int
     std: tuple[float, ...]
     mean: tuple[float, ...]
-
-
-def gaussian_field(path: GaussianPath, prediction: str, widths: list[float]) -> Field:
-    r"""Return the exact field of data N(1, s^2), a column for each width s.
-
-    .. math:: E[z|x] = 1 + \alpha s^2 r, \quad E[\varepsilon|x] = \beta r, \quad
-              r = \frac{x - \alpha}{\alpha^2 s^2 + \beta^2}
-    """
-    variance = torch.tensor(widths, dtype=torch.float64) ** 2
-
-    def ask(x: Tensor, t: Tensor) -> Tensor:
-        c = path(t)
-        r = (x - c.alpha) / (c.alpha**2 * variance + c.beta**2)
-        return target(path, prediction, 1 + c.alpha * variance * r, c.beta * r, t)
-
-    return ask
 
 
 @contextmanager

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from fm_diffusers.certify import truth
 from fm_diffusers.fields import Field, GaussianMixture
 from fm_diffusers.paths import GaussianPath, Linear
 
@@ -213,10 +214,7 @@ def _kernels(images: Tensor) -> KernelMixture:
 
 def modes(mnist: str | None, seed: int) -> Problem:
     """A: eight modes in the plane."""
-    g = torch.Generator().manual_seed(seed)
-    u = torch.rand(8, 4, generator=g, dtype=torch.float64)
-    data = GaussianMixture(3 * u[:, :2] - 1.5, 0.05 + 0.15 * u[:, 2], 0.2 + u[:, 3])
-    return Problem("A", data, tolerance=1e-10, share=8)
+    return Problem("A", truth.modes(seed), tolerance=1e-10, share=8)
 
 
 def memorised(mnist: str | None, seed: int) -> Problem:
