@@ -54,7 +54,7 @@ ifdef MODELS
 	  $(if $(MNIST),--dataset_name $(MNIST))
 endif
 
-# The site, in build/site: open build/site/index.html. Nothing is asked of a network.
+# The site, in build/site/index.html. (Its search wants a server: python -m http.server -d build/site)
 docs: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -7,6 +7,7 @@ table of the package is its docstring, as in Sphinx.
 
 import re
 import textwrap
+from itertools import pairwise
 from typing import Any
 
 from griffe import Attribute, Docstring, Extension, Object
@@ -14,7 +15,7 @@ from griffe import Attribute, Docstring, Extension, Object
 _ROLE = re.compile(r":math:`([^`]*)`")
 _BLOCK = re.compile(r"^([ ]*)\.\. math::[ ]*(.*(?:\n(?:\1[ ]+\S.*|[ ]*(?=\n\1[ ]+\S)))*)", re.M)
 _LITERAL = re.compile(r"^([ ]*)(.*\w\)?)::\n\n((?:\1[ ]{4}.*\n|\n(?=\1[ ]{4}))+)", re.M)
-_TABLE = re.compile(r"^([ ]*)=+(?:  +=+)+\n((?:.*\n)+?)\1=[ =]*$", re.M)
+_TABLE = re.compile(r"^([ ]*)=+(?:  +=+)+\n((?:.*\n)+?)\1=[ =]*$(?=\n\s*\n|\s*\Z)", re.M)
 
 
 def _inline(found: re.Match) -> str:
@@ -35,6 +36,7 @@ def _fence(found: re.Match) -> str:
 def _table(found: re.Match) -> str:
     rule = found[0].splitlines()[0]
     columns = [part.span() for part in re.finditer("=+", rule)]
+    gaps = [(before[1], after[0]) for before, after in pairwise(columns)]
     columns[-1] = columns[-1][0], None
     rows, head = [], None
     for line in found[2].splitlines():
@@ -42,17 +44,27 @@ def _table(found: re.Match) -> str:
             head, rows = rows, []
             continue
         cells = [line[slice(*span)].strip() for span in columns]
-        first, after = line[: columns[1][0]], line[columns[1][0] :]
+        crossed = [bool(line[start:end].strip()) for start, end in gaps]
+        if any(crossed[1:]):
+            raise ValueError(f"a cell is wider than its column, widen the table: {line.strip()!r}")
         if rows and not cells[0]:  # a line that goes on
             rows[-1] = [" ".join(pair).strip() for pair in zip(rows[-1], cells, strict=True)]
-        elif first.rstrip() != first[: columns[0][1]].rstrip():  # a name longer than its column
+        elif crossed[0]:  # names longer than their column
             rows.append([line.strip(), *[""] * (len(columns) - 1)])
         else:
-            rows.append([*cells[:-1], after.strip() if len(columns) == 2 else cells[-1]])
+            rows.append(cells)
     head = head[0] if head else [" "] * len(columns)
-    lines = [head, ["---"] * len(columns), *rows]
-    indent = found[1]
-    return "\n".join(f"{indent}| {' | '.join(cells)} |" for cells in lines) + "\n"
+    lines = [head, ["---"] * len(columns), *([_without_bars(c) for c in row] for row in rows)]
+    return "".join(f"{found[1]}| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _without_bars(cell: str) -> str:
+    """Write the bars of formulas by name: a bar alone would end the cell."""
+
+    def named(role: re.Match) -> str:
+        return role[0].replace(r"\|", r"\Vert ").replace("|", r"\vert ")
+
+    return _ROLE.sub(named, cell)
 
 
 def as_markdown(text: str) -> str:
