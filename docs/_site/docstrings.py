@@ -23,7 +23,8 @@ def _inline(found: re.Match) -> str:
 
 
 def _display(found: re.Match) -> str:
-    indent, formula = found[1], " ".join(found[2].split())
+    formula = " ".join(found[2].split())
+    indent = " " * (-len(found[1]) // 4 * -4)  # in an item of a list Markdown wants four
     return f"\n{indent}$$\n{indent}{formula}\n{indent}$$\n"
 
 
