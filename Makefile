@@ -12,7 +12,7 @@ else
 TORCH ?= torch==2.13.0+cpu
 endif
 
-.PHONY: demo test test-slow coverage versions bench style check clean
+.PHONY: demo test test-slow coverage versions bench docs style check clean
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,7 @@ test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadgroup -q
 
 test-slow: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadgroup -q -m slow
 
 # What the quick tests run of the package, line by line.
@@ -63,6 +64,11 @@ ifdef MODELS
 	$(BIN)/python -m benchmarks.networks.few_steps --models $(MODELS) --output_dir $(RESULTS) \
 	  $(if $(MNIST),--dataset_name $(MNIST))
 endif
+
+# The site, in build/site/index.html. (Its search wants a server: python -m http.server -d build/site)
+docs: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -1,7 +1,6 @@
 """The blocks draw what the pipeline draws, bit for bit, and diffusers' own tools load them."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from diffusers import (
     ModularPipeline,
     ModularPipelineBlocks,
 )
-from test_pipeline import CLASSES, STEPS, assert_same, generators, make_pipe, make_unet
+from test_pipeline import CLASSES, STEPS, assert_same, generators, make_pipe
 from test_pipeline_latent import SCALES
 from test_pipeline_latent import make_pipe as make_latent_pipe
 from test_pipeline_text import make_text_pipe
@@ -242,18 +241,6 @@ def test_a_finished_run_is_cleared_with_its_blocks(saved):
     _, folder = saved
     clear(folder)
     assert not [*Path(folder).iterdir()]
-
-
-def test_the_document_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    FlowMatchingPipeline(make_unet(11), GaussianFlowScheduler(), 10).save_pretrained(
-        "outputs/demo"
-    )
-    text = (Path(__file__).parents[1] / "docs/modular.md").read_text()
-    blocks, names = re.findall(r"```python\n(.*?)```", text, flags=re.S), {}
-    assert len(blocks) == 5
-    for block in blocks:
-        exec(compile(block, "modular.md", "exec"), names)
 
 
 def test_a_pipeline_of_the_components_is_the_pipeline(saved):

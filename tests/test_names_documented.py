@@ -40,11 +40,6 @@ def test_the_line_samples_data(line):
     assert abs(x.mean() - 2) < 0.5  # the references end with noise
 
 
-def test_the_examples_run():
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
-    exec(compile(block, "docs/names.md", "exec"), {})
-
-
 def test_every_step_and_named_grid_is_on_the_page():
     steps = [name for name, diffusion in DIFFUSIONS.items() if diffusion.profile is None]
     grids = ["simple", "normal", "sgm_uniform", "bong_tangent", "ays", "beta57"]

@@ -1,21 +1,20 @@
 r"""What networks are fed in place of the time: everybody's convention is a row.
 
 With the time t of the theory (0 noise, 1 data), N training timesteps and the path's ratio
-:math:`\beta_t/\alpha_t`:
+:math:`r = \beta_t/\alpha_t`:
 
-============  ==================================  ===============  ==============================
+============  ==================================  ===============  ==========================
 name          timestep                            sigma            whose
-============  ==================================  ===============  ==============================
-`descending`  :math:`N (1 - t)`                   :math:`1 - t`    diffusers' flow models, ours
-`ascending`   :math:`N t`                         :math:`t`        Mochi; with N = 1 SiT, Meta's
-                                                                   flow_matching and torchcfm
-`index`       :math:`N (1 - t) - 1`               :math:`\beta/   DDPM tables: step i of N
-                                                  \alpha`
-`log_sigma`   :math:`\ln(\beta/\alpha)/4`         :math:`\beta/   EDM, Stable Video Diffusion
-                                                  \alpha`
-`angle`       :math:`2/\pi \arctan(\beta/\alpha)`  :math:`\beta/   Stable Audio
-                                                  \alpha`
-============  ==================================  ===============  ==============================
+============  ==================================  ===============  ==========================
+`descending`  :math:`N (1 - t)`                   :math:`1 - t`    diffusers' flow models,
+                                                                   ours
+`ascending`   :math:`N t`                         :math:`t`        Mochi; with N = 1 SiT,
+                                                                   Meta's flow_matching and
+                                                                   torchcfm
+`index`       :math:`N (1 - t) - 1`               :math:`r`        DDPM tables: step i of N
+`log_sigma`   :math:`\ln(r)/4`                    :math:`r`        EDM, Stable Video Diffusion
+`angle`       :math:`2/\pi \arctan(r)`            :math:`r`        Stable Audio
+============  ==================================  ===============  ==========================
 """
 
 import math
