@@ -7,6 +7,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from fm_diffusers.training.sharding import parts
+
 #: What to do about a loss that has diverged.
 LOWER = (
     "go on from the last checkpoint, which is from before, with a lower --learning_rate or "
@@ -34,6 +36,6 @@ def log_loss(
 
 def check_weights(accelerator: Accelerator, weights: list[nn.Parameter], step: int) -> None:
     """Raise a `ValueError` rather than save weights that are not finite."""
-    finite = torch.stack([weight.detach().isfinite().all() for weight in weights]).all()
+    finite = torch.stack([w.detach().isfinite().all() for w in parts(weights)]).all()
     if accelerator.reduce((~finite).float(), "sum").item():
         raise ValueError(f"weights are not finite after step {step}, which is not saved: {LOWER}")
