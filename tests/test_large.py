@@ -71,7 +71,8 @@ def test_memory_is_flat_over_ten_thousand_steps_of_training(train):  # noqa: F81
     for steps in (1000, 10_000):
         resumed = {"resume_from_checkpoint": "latest"} if held else {}
         small = {"train_batch_size": 8, "block_out_channels": [8, 8], "logging_steps": 100}
-        train(
+        small["lr_scheduler"] = "constant_with_warmup"
+        train(**TINY | small, max_train_steps=steps, **resumed)
             **TINY | small, max_train_steps=steps, lr_scheduler="constant_with_warmup", **resumed
         )
         look(steps)

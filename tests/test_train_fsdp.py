@@ -18,6 +18,7 @@ from test_train_distributed import assert_equal
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from fm_diffusers import FlowMatchingPipeline
+from fm_diffusers.training.states import read_state
 
 pytest.importorskip("sklearn")
 
@@ -86,8 +87,9 @@ def read(file):
 
 def state(checkpoint, scratch):
     """Return what a run goes on from: weights, their average, optimizer, rate and place."""
-    found = {file.name: read(file) for file in checkpoint.glob("custom_checkpoint_*.pkl")}
-    found["custom_checkpoint_2.pkl"].pop("seconds")
+    names = ("ema", "lr_scheduler", "progress")
+    found = {name: read_state(checkpoint / f"{name}.safetensors") for name in names}
+    found["progress"].pop("seconds")
     for parts in sorted(file.parent for file in checkpoint.glob("*/.metadata")):
         dcp_to_torch_save(parts, scratch / parts.name)
         found[parts.name] = read(scratch / parts.name)
@@ -113,7 +115,8 @@ def test_it_trains_what_one_process_trains(shared, alone):
     trained, plain = load_file(out / WEIGHTS), load_file(own / WEIGHTS)
     torch.testing.assert_close(trained, plain, rtol=0, atol=1e-5)
     for step in (3, 6):
-        averages = [read(f / f"checkpoint-{step}" / "custom_checkpoint_0.pkl") for f in (out, own)]
+        kept = [f / f"checkpoint-{step}" / "ema.safetensors" for f in (out, own)]
+        averages = [read_state(file)["shadow_params"] for file in kept]
         torch.testing.assert_close(*averages, rtol=0, atol=1e-5)
     for name in ("samples-2.png", "samples-4.png", "samples.png"):
         pictures = [np.array(Image.open(folder / name), dtype=int) for folder in (out, own)]
