@@ -73,8 +73,6 @@ def test_memory_is_flat_over_ten_thousand_steps_of_training(train):  # noqa: F81
         small = {"train_batch_size": 8, "block_out_channels": [8, 8], "logging_steps": 100}
         small["lr_scheduler"] = "constant_with_warmup"
         train(**TINY | small, max_train_steps=steps, **resumed)
-            **TINY | small, max_train_steps=steps, lr_scheduler="constant_with_warmup", **resumed
-        )
         look(steps)
     tracemalloc.stop()
     assert held[1][1] - held[0][1] < 2**22

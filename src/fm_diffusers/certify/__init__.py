@@ -31,6 +31,7 @@ The exit code is 0 if all pass, 1 if one does not, 2 if one cannot be driven.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -98,7 +99,7 @@ def certify(
             truth = converged(judge.data, driven.reads.path, start[:FEW], t)
             errors[n] = (ends[:FEW] - truth).norm().item()
             order = order_of(errors)
-        figures = biases(gaussians) | dict(zip(NEARNESS, judge(ends), strict=True))
+        figures: dict[str, Any] = biases(gaussians) | dict(zip(NEARNESS, judge(ends), strict=True))
         passed = passes(figures, tolerance, judge)
         cost = driven.evaluations, noisy
         rows.append(Row(driven.name, n, *cost, **figures, order=order, passed=passed))

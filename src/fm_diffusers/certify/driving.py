@@ -13,6 +13,9 @@ from fm_diffusers.fields import Field
 from fm_diffusers.paths import GaussianPath
 from fm_diffusers.scheduler import GaussianFlowScheduler
 
+#: From a path and a kind of prediction to the exact field.
+Exact = Callable[[GaussianPath, str], Field]
+
 
 class Driven:
     """A scheduler, and how a pipeline runs it.
@@ -29,7 +32,8 @@ class Driven:
     def __init__(self, spec: str, network: dict[str, Any], step_kwargs: dict[str, Any]) -> None:
         name, brace, rest = spec.partition("{")
         self.name, self.step_kwargs = spec, step_kwargs
-        self.make = lambda: find(name)(**json.loads(brace + rest or "{}"))
+        config, kind = json.loads(brace + rest or "{}"), find(name)
+        self.make: Callable[[], Any] = lambda: kind(**config)
         scheduler = self.make()
         if isinstance(scheduler, GaussianFlowScheduler):
             self.reads = scheduler
@@ -43,14 +47,12 @@ class Driven:
         clock = self.reads.clock
         return clock.convention.time(clock.path, clock.num_train_timesteps, timestep.double())
 
-    def network(self, exact: Callable[[GaussianPath, str], Field]) -> Callable:
+    def network(self, exact: Exact) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the network of exact data, called as `network(x, timestep)`."""
         ask = exact(self.reads.path, self.reads.config.prediction_type)
         return lambda x, timestep: ask(x, self.time(timestep))
 
-    def run(
-        self, exact: Callable, noise: Tensor, steps: int, seed: int
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def run(self, exact: Exact, noise: Tensor, steps: int, seed: int) -> tuple[Tensor, Any]:
         """Return samples, and what the network was fed first with its time."""
         scheduler, network = self.make(), self.network(exact)
         scheduler.set_timesteps(steps)
@@ -59,16 +61,16 @@ class Driven:
         if "generator" in inspect.signature(scheduler.step).parameters:
             told["generator"] = generator
         scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
-        x, first = noise * getattr(scheduler, "init_noise_sigma", 1.0), []
+        x, first = noise * getattr(scheduler, "init_noise_sigma", 1.0), None
         self.evaluations = len(scheduler.timesteps)
         for t in scheduler.timesteps:
             fed = scale(x, t)
-            first = first or [fed.double(), self.time(t)]
+            first = first or (fed.double(), self.time(t))
             x = scheduler.step(network(fed, t), t, x, **told, return_dict=False)[0]
-        return x.double(), tuple(first)
+        return x.double(), first
 
 
-def find(name: str) -> type:
+def find(name: str) -> Any:
     """Return a class by its name: one of this package, of diffusers, or `module:Class`.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,5 +87,5 @@ def converged(data: GaussianMixture, path: GaussianPath, x: Tensor, t: Tensor) -
     """
     c = path(t)
     y, u = x / (c.alpha + c.beta), (c.alpha / (c.alpha + c.beta)).clamp(min=0).item()
-    accuracy = {"rtol": 1e-9, "atol": 1e-9, "method": "dopri8"}
+    accuracy: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9, "method": "dopri8"}
     return integrate_adaptive(Linear(), data.field(Linear()), y, u, 1.0, **accuracy)

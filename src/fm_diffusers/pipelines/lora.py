@@ -107,7 +107,7 @@ def _without_adapters(network: nn.Module) -> None:
     recurse_remove_peft_layers(network)
     vars(network).pop("peft_config", None)
     if hasattr(network, "_hf_peft_config_loaded"):
-        network._hf_peft_config_loaded = False
+        vars(network)["_hf_peft_config_loaded"] = False
 
 
 class LoraLoader(StableDiffusionLoraLoaderMixin):

@@ -91,7 +91,8 @@ def check_modular(source: Any, index: dict[str, Any]) -> None:
                 f"{file} must say of {name} its library, its class and where it lies, got "
                 f"{shortened(repr(value), 120)}: write it anew by save_pretrained"
             )
-        for library, class_name in pairs if value[0] is not None else ():
+        named = pairs if value[0] is not None else []
+        for library, class_name in filter(None, named):
             check_class(file, name, library, class_name, Path(str(source), name))
 
 

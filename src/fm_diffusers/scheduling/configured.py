@@ -42,12 +42,14 @@ class Configured:
             ValueError: for a file that is no configuration of a scheduler, by its name.
         """
         with reading(pretrained_model_name_or_path):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            above: Any = super()
+            return above.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: Any, **archive: Any) -> dict[str, Any]:
         if any(archive.values()):  # until diffusers 0.40 a file could lie in one
-            return super()._dict_from_json_file(json_file, **archive)
+            above: Any = super()
+            return above._dict_from_json_file(json_file, **archive)
         return read_json(json_file)
 
     @property

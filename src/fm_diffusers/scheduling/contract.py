@@ -218,7 +218,7 @@ class Contract(Configured):
 
     def _begin(self, index: int | None) -> None:
         if index is not None and self._plan is not None:
-            index = begin(self._plan, index).index
+            index = int(begin(self._plan, index).index)
         self._begin_index, self._place, self._place_before = index, None, None
 
     def index_for_timestep(

@@ -115,10 +115,10 @@ def prepare(model_output: Tensor, sample: Tensor, known: Tensor | None = None) -
                 f"{name} and sample must have one shape, got {tuple(value.shape)} and "
                 f"{tuple(sample.shape)}"
             )
-    given = torch.promote_types(model_output.dtype, sample.dtype)
-    dtype = torch.promote_types(given, torch.float32)
+    kind = torch.promote_types(model_output.dtype, sample.dtype)
+    dtype = torch.promote_types(kind, torch.float32)
     known = None if known is None else in_dtype(known, dtype)
-    return Output(in_dtype(sample, dtype), in_dtype(model_output, dtype), given, known)
+    return Output(in_dtype(sample, dtype), in_dtype(model_output, dtype), kind, known)
 
 
 def from_place(plan: Plan, place: Place, output: Output, bounds: Bounds) -> Transition:

@@ -110,7 +110,7 @@ def check_class(config: Mapping[str, Any]) -> None:
         )
 
 
-def check_kinds(config: Config, defaults: Config) -> None:
+def check_kinds(config: Mapping[str, Any], defaults: Config) -> None:
     """Raise a `ValueError` for values of another kind than those that a class has by default."""
     for name in sorted(set(config) & set(defaults)):
         value, default = config[name], defaults[name]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from diffusers.training_utils import EMAModel
-from torch import nn
+from torch import Tensor, nn
 
 from fm_diffusers.training.sharding import gathered, part_like, parts, whole
 
@@ -21,6 +21,8 @@ class Average(EMAModel):
         weights: as the Accelerator has prepared them.
         decay: of the average after many steps.
     """
+
+    shadow_params: list[Tensor]
 
     def __init__(self, weights: Sequence[nn.Parameter], decay: float) -> None:
         self.weights = list(weights)

@@ -13,7 +13,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # on Windows two runs are not told apart
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # Windows has none
 
 #: Is locked as long as a run is alive, and says which one that is.
 LOCK = ".run.lock"

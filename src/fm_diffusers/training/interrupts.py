@@ -93,8 +93,10 @@ def name_of(number: int) -> str:
 def launcher() -> int | None:
     """Return the process that has started this one and watches it, None if it was no launcher."""
     parent = psutil.Process().parent()
+    if parent is None:
+        return None
     try:
-        words = [] if parent is None else parent.cmdline()
+        words = parent.cmdline()
     except psutil.Error:
         return None
     named = any(LAUNCHERS.fullmatch(os.path.basename(word)) for word in words[:4])

@@ -6,12 +6,11 @@ seeded from its number. So no state of a generator has to be kept.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
 
 
 class Progress:
@@ -38,7 +37,7 @@ class Progress:
         self.earlier, self.start = state["seconds"], time.perf_counter()
 
     def rest(
-        self, accelerator: Accelerator, loader: DataLoader, seed: int, max_steps: int
+        self, accelerator: Accelerator, loader: Any, seed: int, max_steps: int
     ) -> Iterator[Any]:
         """Yield what is left of the batches, epoch after epoch, until `step` is `max_steps`.
 
@@ -61,7 +60,7 @@ class Progress:
             self.epoch, self.batch_of_epoch = self.epoch + 1, 0
 
 
-def of_workers(loader: DataLoader) -> Iterator[Any]:
+def of_workers(loader: Iterable[Any]) -> Iterator[Any]:
     """Yield the batches of a loader; an error that a worker raised is told without its traceback.
 
     Raises:

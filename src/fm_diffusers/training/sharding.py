@@ -6,6 +6,7 @@ to weights one by one, such as averaging them, is done to the parts.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,12 +19,12 @@ try:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
     from torch.distributed.tensor import DTensor, distribute_tensor
 except ImportError:  # of a torch that shares no networks
-    DTensor = FSDPModule = ()
+    DTensor = FSDPModule = ()  # type: ignore[misc, assignment]  # for isinstance, nothing is one
 
 
 def prepare(
-    accelerator: Accelerator, network: nn.Module, optimizer: Optimizer, loader: DataLoader
-) -> tuple[nn.Module, Optimizer, DataLoader]:
+    accelerator: Accelerator, network: nn.Module, optimizer: Optimizer, loader: DataLoader[Any]
+) -> tuple[nn.Module, Optimizer, DataLoader[Any]]:
     """Return what `Accelerator.prepare` makes of them.
 
     A shared network computes in half precision what one that is not shared does. By itself FSDP2
