@@ -176,7 +176,6 @@ FOREIGN = {"_class_name": "DDPMScheduler", "path": ..., "prediction_type": "epsi
 LTX = {"_class_name": "LTXEulerAncestralRFScheduler", "path": ...}
 EDM = {"_class_name": "EDMEulerScheduler", "path": ...}
 FIT = {"log_snr": [0.0], "method": {"solver_order": 2}, "rows": [[1.0, 0.5], [1.0, 0.5, 0.1]]}
-ORDER = {"solver": "adams_bashforth"}
 
 
 def fitted(steps):
