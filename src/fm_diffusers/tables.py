@@ -66,7 +66,7 @@ def make(
         raise misfit(kind, name, f"{called}, and {error}") from error
     try:
         made = entry(**arguments)
-    except (TypeError, IndexError, AttributeError, OverflowError) as error:
+    except (TypeError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
         raise ValueError(
             f"{kind} {name!r} cannot be made with {kind}_kwargs={dict(parameters or {})}: "
             f"{error}; it is called as {name}{inspect.signature(entry)} with "
