@@ -78,3 +78,8 @@ def test_what_an_entry_cannot_be_called_with_shows_its_signature(given, message)
 def test_names_that_are_in_no_table_are_told_which_are(name):
     with pytest.raises(ValueError, match="unknown solver .*: choose one of euler, midpoint"):
         look_up("solver", SOLVERS, name)
+
+
+def test_what_overflows_in_an_entry_is_told_with_its_signature():
+    with pytest.raises(ValueError, match="path 'discrete' cannot be made .* overflow; it is call"):
+        make("path", PATHS, "discrete", {"beta_start": 1e300})
