@@ -15,7 +15,7 @@ from diffusers.utils import export_to_gif, make_image_grid
 from PIL import Image, ImageDraw
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
-from fm_diffusers.training.command_line import parse
+from fm_diffusers.training.command_line import parse, plain_errors
 
 #: Between pictures, in pixels.
 GAP = 4
@@ -110,4 +110,5 @@ def main(args: AnimationArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(AnimationArguments))
+    with plain_errors():
+        main(parse(AnimationArguments))

@@ -71,3 +71,9 @@ def test_what_is_no_fault_of_the_disk_stays_what_it_is(tmp_path):
     with pytest.raises(RuntimeError, match="shapes") as told, written(tmp_path / "p", 1, "mine"):
         raise RuntimeError("shapes do not match")
     assert not isinstance(told.value, Fault)
+
+
+def test_debug_keeps_the_traceback(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train_mnist.py", "--debug"])
+    with pytest.raises(Fault), plain_errors():
+        a_fault()

@@ -17,11 +17,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import HfArgumentParser
-
 import fm_diffusers
 from fm_diffusers.files import MOST_LEVELS, shortened
 from fm_diffusers.training.faults import NO_ROOM, Fault, line
+from fm_diffusers.training.helping import Parser
 from fm_diffusers.training.plugins import load_plugins
 
 Arguments = TypeVar("Arguments")
@@ -65,8 +64,9 @@ def parse(arguments: type[Arguments], command_line: list[str] | None = None) -> 
         words = [*flags(read_config(config, [f.name for f in fields(stated)])), *words]
     first.add_argument("--plugins", nargs="+", default=[])
     load_plugins(first.parse_known_args(words)[0].plugins)  # whose rows `--help` lists
-    parser = HfArgumentParser(arguments)
+    parser = Parser(arguments)
     parser.add_argument("--config", help="YAML file with these names; flags win over it.")
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of every error.")
     return parser.parse_args_into_dataclasses(words)[0]
 
 
@@ -122,7 +122,11 @@ def plain_errors() -> Iterator[None]:
     """End the process with one line and status 1 for errors that say all in their message.
 
     These are the `ValueError`s that this package or the script raise, a `Fault`, and a full disk.
+    With `--debug` in the command line they keep their traceback.
     """
+    if "--debug" in sys.argv:
+        yield
+        return
     try:
         yield
     except Fault as error:
