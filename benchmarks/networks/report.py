@@ -3,13 +3,20 @@
 Of the peers FlowMatchEuler, which everybody knows, is shown on its own, then the best default and
 the best tuned one of each budget (of all settings, defaults included), chosen by the median on the
 noise of the comparison itself.
+
+    python -m benchmarks.networks.report --network third --guidance 1
+
+draws one panel of the picture again, from the table.
 """
 
+import csv
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from transformers import HfArgumentParser
 
 FIELDS = (
     "network weights guidance kind method setting nfe samples seed rms median frechet accuracy "
@@ -148,7 +155,8 @@ def draw(rows: list[Row], path: Path) -> None:
     cells = {(network, guidance): some for network, guidance, some in panels(rows)}
     networks = list(dict.fromkeys(network for network, _ in cells))
     scales = sorted({guidance for _, guidance in cells}, key=float)
-    size = (3.4 * len(scales), 3.1 * len(networks))
+    wide = 5 if len(cells) == 1 else 3.4
+    size = (wide * len(scales), 3.1 * len(networks))
     figure, axes = plt.subplots(
         len(networks),
         len(scales),
@@ -181,7 +189,7 @@ def draw(rows: list[Row], path: Path) -> None:
         for axis in axes.flat
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    axes[0][0].legend(shown.values(), shown.keys(), fontsize=8, frameon=False)
+    axes[0][0].legend(shown.values(), shown.keys(), fontsize=8, frameon=False, loc="lower left")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -190,3 +198,21 @@ def write_report(rows: list[Row], folder: Path) -> None:
     """Write `network.md` and `network.png`."""
     Path(folder, "network.md").write_text(HEAD + markdown(rows))
     draw(rows, Path(folder, "network.png"))
+
+
+@dataclass
+class Arguments:
+    """Command line."""
+
+    network: str = "third"
+    guidance: float = 1.0
+    table: str = "benchmarks/results/network.csv"
+    output: str = "docs/images/samplers.png"
+
+
+if __name__ == "__main__":
+    args = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
+    with Path(args.table).open(newline="") as content:
+        found = list(csv.DictReader(content))
+    kept = (args.network, args.guidance)
+    draw([r for r in found if (r["network"], float(r["guidance"])) == kept], Path(args.output))
