@@ -234,7 +234,7 @@ def test_what_cannot_be_calibrated_is_refused(n, eps, message):
 @pytest.mark.parametrize("name", ["reference_steps", "batch_size"])
 def test_sizes_of_a_calibration_are_at_least_one(name):
     scheduler = GaussianFlowScheduler()
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
         calibrate(scheduler, model_of(scheduler), 4, noise(), progress=False, **{name: 0})
 
 

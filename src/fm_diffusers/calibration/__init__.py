@@ -98,7 +98,7 @@ def calibrate(
     if not isinstance(noise, Tensor) or not noise.is_floating_point() or len(noise) < 4:
         raise ValueError(
             "pass noise=torch.randn(n, ...) of the shape of the samples, n at least 4 (128 is a "
-            f"good number), got {getattr(noise, 'shape', noise)!s}"
+            f"good number), got {tuple(noise.shape) if isinstance(noise, Tensor) else noise}"
         )
     ode = type(scheduler).from_config(scheduler.config, diffusion=None)
     total = reference_steps + sum(n * trials(n) for n in steps)
