@@ -30,6 +30,7 @@ from fm_diffusers.pipelines.guidance import GUIDERS
 ROOT = Path(fm_diffusers.__file__).parent
 #: What classes of ours override of their base classes in other packages, beside what is public.
 OVERRIDDEN = {
+    "FlowMatchingBlocks": {"_dict_from_json_file"},
     "FlowMatchingPipeline": {"_optional_components"},
     "GaussianFlowScheduler": {"_compatibles"},
     "LoraLoader": {"_lora_loadable_modules"},
@@ -38,7 +39,13 @@ OVERRIDDEN = {
 #: Private names of other packages' objects that are used where they are, and whose they are. (And
 #: `torch.Tensor._base`; one of our own classes has a `_base` too.)
 READ = {
+    "_actions": "argparse.ArgumentParser",
     "_blocks": "ModularPipeline",
+    "_component_specs": "ModularPipeline",
+    "_format_args": "argparse.HelpFormatter",
+    "_get_formatter": "argparse.ArgumentParser",
+    "_get_signature_keys": "DiffusionPipeline",
+    "_pretrained_model_name_or_path": "ModularPipeline",
     "_cdata": "torch.UntypedStorage",
     "_execution_device": "DiffusionPipeline, ModularPipeline",
     "_load_pipeline_config": "ModularPipeline",

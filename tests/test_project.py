@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 #: What goes with Apache-2.0, in the words of those who publish.
-PERMISSIVE = re.compile(r"\b(Apache|MIT|BSD|ISC|HPND|PSF|Python Software Foundation)\b")
+PERMISSIVE = re.compile(r"\b(Apache|MIT|BSD|ISC|HPND|MPL|PSF|Python Software Foundation)\b")
 RESTRICTIVE = re.compile(r"\b[AL]?GPL|\bNC\b|NonCommercial|SSPL|Proprietary", re.IGNORECASE)
 #: Whose licence does not, and why that does no harm.
 PEERS = {"flow_matching": "CC BY-NC: a peer in benchmarks, not imported by the package"}

@@ -97,10 +97,10 @@ def test_what_no_calibration_takes_is_refused(wrong, pipe):
 @pytest.mark.parametrize(
     ("generator", "message"),
     [
-        (3, "must be a torch.Generator or a list of them, got 3"),
-        ("a", "must be a torch.Generator or a list"),
-        ((torch.Generator(),), "must be a torch.Generator or a list"),
-        ([3], "must be a torch.Generator or a list"),
+        (3, "must be a torch.Generator, or a list of them, got 3"),
+        ("a", "must be a torch.Generator, or a list"),
+        ((torch.Generator(),), "must be a torch.Generator, or a list"),
+        ([3], "must be a torch.Generator, or a list"),
         ([torch.Generator()] * 2, "one for each of the 3 samples, got 2"),
         ([torch.Generator()] * 4, "one for each of the 3 samples, got 4"),
         ([], "one for each of the 3 samples, got 0"),

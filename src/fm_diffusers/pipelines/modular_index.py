@@ -81,12 +81,12 @@ def check_modular(source: Any, index: dict[str, Any]) -> None:
     """
     file = f"{source}/{INDEX_FILE}"
     for name, value in index.items():
-        if not isinstance(value, list | tuple) or len(value) != 3:
+        if name.startswith("_") or not isinstance(value, list | tuple) or len(value) != 3:
             continue
         where = value[2] if isinstance(value[2], dict) else {}
         pairs = [value[:2], where.get("type_hint")]
         place = "pretrained_model_name_or_path" in where
-        if not place or not all(map(_is_class, pairs)) or {True, False} <= _is_named(pairs):
+        if not place or not all(map(_is_whole, pairs)):
             raise ValueError(
                 f"{file} must say of {name} its library, its class and where it lies, got "
                 f"{shortened(repr(value), 120)}: write it anew by save_pretrained"
@@ -96,5 +96,6 @@ def check_modular(source: Any, index: dict[str, Any]) -> None:
             check_class(file, name, library, class_name, Path(str(source), name))
 
 
-def _is_named(pairs: list[Any]) -> set[bool]:
-    return {part is not None for pair in pairs for part in pair}
+def _is_whole(pair: Any) -> bool:
+    """Return whether a library and a class are both named, or neither is."""
+    return _is_class(pair) and (pair[0] is None) == (pair[1] is None)

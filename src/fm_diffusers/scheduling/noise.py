@@ -29,7 +29,7 @@ def check_generators(generator: Generators | None, batch_size: int | None = None
     Raises:
         ValueError: for what is no generator, or a list of another length than the batch.
     """
-    each = generator if isinstance(generator, list | tuple) else [generator]
+    each = generator if isinstance(generator, list) else [generator]
     if wrong := [g for g in each if g is not None and not isinstance(g, torch.Generator)]:
         raise ValueError(
             f"generator must be a torch.Generator, or a list of them, got {reprlib.repr(wrong[0])}"
@@ -105,7 +105,7 @@ def brownian_paths(batch_size: int, generator: Generators | None = None) -> Brow
             f"batch_size must be an integer of at least 1, got {batch_size!r}: pass len(sample)"
         )
     check_generators(generator, batch_size)
-    each = list(generator) if isinstance(generator, list | tuple) else [generator]
+    each = list(generator) if isinstance(generator, list) else [generator]
     each = each * batch_size if len(each) == 1 else each
     return BrownianPaths(tuple(_seed(g) for g in each))
 
