@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fm_diffusers.training import interrupts
+from fm_diffusers.training import faults, interrupts
 from fm_diffusers.training.faults import Fault, with_others
 from fm_diffusers.training.interrupts import ECHO, Interrupts, launcher, leave_to_main
 
@@ -154,3 +154,18 @@ def test_what_others_say_is_not_taken_for_the_end_of_a_process():
     assert not isinstance(told.value, Fault)
     with pytest.raises(Fault, match="another process of the run has ended"), with_others("go on"):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:123")
+
+
+def test_a_signal_that_comes_while_an_error_is_read_is_the_same_line(monkeypatch):
+    """The worker's end is told twice: by the pipe that breaks, and by a signal soon after."""
+    read, late = faults.meaning_of, RuntimeError("DataLoader worker (pid 7) is killed by signal")
+
+    def interrupted(error):
+        if error is late:
+            return read(error)
+        raise late
+
+    monkeypatch.setattr(faults, "meaning_of", interrupted)
+    with pytest.raises(Fault, match="a worker that loads images has died"):
+        with with_others("go on"):
+            raise EOFError

@@ -105,9 +105,17 @@ def with_others(kept: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:
-        place = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent.name
-        told = f"{type(error).__name__}: {error} in {place}"
-        what = next((meaning for words, meaning in LOST if words.search(told)), None)
+        try:
+            what = meaning_of(error)
+        except RuntimeError as signal:  # of the dead worker, which may come late
+            error, what = signal, meaning_of(signal)
         if what is None or isinstance(error, Fault):
             raise
         raise Fault(f"{what} ({line(error)}): {kept}") from error
+
+
+def meaning_of(error: BaseException) -> str | None:
+    """Return what an error says of the end of another process, None for other errors."""
+    place = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent.name
+    told = f"{type(error).__name__}: {error} in {place}"
+    return next((meaning for words, meaning in LOST if words.search(told)), None)
