@@ -63,6 +63,8 @@ bench: $(VENV)/installed
 ifdef MODELS
 	$(BIN)/python -m benchmarks.networks.few_steps --models $(MODELS) --output_dir $(RESULTS) \
 	  $(if $(MNIST),--dataset_name $(MNIST))
+	$(BIN)/python -m benchmarks.networks.sde --models $(MODELS) --output_dir $(RESULTS) \
+	  $(if $(MNIST),--dataset_name $(MNIST))
 endif
 
 # The site, in build/site/index.html. (Its search wants a server: python -m http.server -d build/site)
