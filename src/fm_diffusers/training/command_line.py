@@ -147,5 +147,7 @@ def plain_errors() -> Iterator[None]:
 def is_ours(error: ValueError) -> bool:
     """Return whether an error was raised in this package or beside the script that runs."""
     place = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-    folders = Path(fm_diffusers.__file__).parent, Path(sys.argv[0]).resolve().parent
-    return any(folder in place.parents for folder in folders)
+    if Path(fm_diffusers.__file__).parent in place.parents:
+        return True
+    beside = Path(sys.argv[0]).resolve().parent in place.parents
+    return beside and "site-packages" not in place.parts  # of an environment beside the script
