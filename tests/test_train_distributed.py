@@ -30,7 +30,8 @@ pytestmark = pytest.mark.xdist_group("distributed")  # its fixtures are dear: ma
 
 def launch(program, *words, processes=2, first=()):
     """Run a program as a user does, without a network."""
-    launcher = f"-m accelerate.commands.launch --config_file {CONFIGS / 'cpu.yaml'}"
+    config = CONFIGS / "cpu.yaml"
+    launcher = f"-m accelerate.commands.launch --main_process_port 0 --config_file {config}"
     if processes == 1:
         launcher = "-m accelerate.commands.launch --cpu --num_processes 1 --mixed_precision no"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
