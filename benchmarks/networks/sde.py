@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import HfArgumentParser
 
 from benchmarks.networks.metrics import Judge
-from benchmarks.networks.trained import Network, Velocity
-from benchmarks.samplers.peers import Preserving, counted
+from benchmarks.networks.trained import Network, Velocity, ours
+from benchmarks.samplers.peers import Preserving
 from benchmarks.samplers.sde_peers import SDE_PEERS
 from fm_diffusers import GaussianFlowScheduler
 from fm_diffusers.evaluation import sliced_wasserstein
@@ -48,19 +48,6 @@ class Arguments:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     name: str = "network_sde"
     output_dir: str = "benchmarks/results"
-
-
-def ours(
-    diffusion: str | None, velocity: Velocity, x: Tensor, nfe: int, generator: torch.Generator
-) -> Tensor:
-    """Sample with this package."""
-    scheduler = GaussianFlowScheduler(diffusion=diffusion)
-    scheduler.set_timesteps(nfe // scheduler.order)
-    x, ask = x * scheduler.init_noise_sigma, counted(velocity, nfe)
-    for t in scheduler.timesteps:
-        output = ask(x, scheduler.to_time(t))
-        x = scheduler.step(output, t, x, generator=generator, return_dict=False)[0]
-    return x
 
 
 def theirs(
@@ -89,10 +76,10 @@ def as_epsilon(velocity: Velocity) -> Velocity:
 
 def samplers(args: Arguments) -> Iterator[tuple[str, int, Callable]]:
     """Yield the name, the evaluations and the function of every row."""
-    yield "ODE", 50, partial(ours, None)
+    yield "ODE", 50, partial(ours, GaussianFlowScheduler())
     for nfe in args.evaluations:
         for name in args.diffusions:
-            yield f"ours, {name}", nfe, partial(ours, name)
+            yield f"ours, {name}", nfe, partial(ours, GaussianFlowScheduler(diffusion=name))
         for name in args.peers:
             yield name, nfe, partial(theirs, name)
 

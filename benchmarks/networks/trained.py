@@ -75,12 +75,19 @@ class Network:
         return field
 
 
-def ours(scheduler: GaussianFlowScheduler, velocity: Velocity, x: Tensor, nfe: int) -> Tensor:
+def ours(
+    scheduler: GaussianFlowScheduler,
+    velocity: Velocity,
+    x: Tensor,
+    nfe: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Sample with this package, with as many steps as fit into `nfe` evaluations."""
     scheduler.set_timesteps(nfe // scheduler.order)
     x, ask = x * scheduler.init_noise_sigma, counted(velocity, nfe)
     for t in scheduler.timesteps:
-        x = scheduler.step(ask(x, scheduler.to_time(t)), t, x, return_dict=False)[0]
+        output = ask(x, scheduler.to_time(t))
+        x = scheduler.step(output, t, x, generator=generator, return_dict=False)[0]
     return x
 
 
