@@ -60,6 +60,10 @@ class FewStepsArguments(TrainingArguments):
     model: str = field(
         default="outputs/mnist", metadata={"help": "The teacher: a folder or a Hub id."}
     )
+    init_from: str | None = field(
+        default=None,
+        metadata={"help": "A flow map of the same teacher to train further: a folder or Hub id."},
+    )
     output_dir: str = "outputs/mnist-few-steps"
     objective: str = field(
         default="trajectory", metadata={"choices": OBJECTIVES, "help": "See the script."}
@@ -85,6 +89,10 @@ class FewStepsArguments(TrainingArguments):
     to_data: float = field(
         default=0.3, metadata={"help": "Share of the steps that are made to land at the data."}
     )
+    from_noise: float = field(
+        default=0.25,
+        metadata={"help": "Of trajectory: share of the steps that are made to begin at the noise."},
+    )
     slope_share: float = field(
         default=0.1, metadata={"help": "Share of a batch that learns the slope, of the ODE."}
     )
@@ -109,7 +117,7 @@ class FewStepsArguments(TrainingArguments):
         look_up("--objective", dict.fromkeys(OBJECTIVES), self.objective)
         look_up("--derivative", DERIVATIVES, self.derivative)
         check_share(self.validation_split)
-        for name in ("to_data", "slope_share", "label_dropout"):
+        for name in ("to_data", "from_noise", "slope_share", "label_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.num_trajectories < self.train_batch_size:
@@ -163,6 +171,34 @@ def load_teacher(args: FewStepsArguments) -> FlowMatchingPipeline:
     return pipe
 
 
+def described(scheduler: GaussianFlowScheduler, network: Any) -> dict[str, Any]:
+    """Return what a network learns, and its sizes."""
+    learned = ("path", "path_kwargs", "prediction_type")
+    sizes = {name: value for name, value in network.config.items() if name[0] != "_"}
+    return {name: scheduler.config[name] for name in learned} | sizes
+
+
+def load_student(args: FewStepsArguments, teacher: FlowMatchingPipeline) -> nn.Module:
+    """Return the network that is trained: the teacher's, or that of `--init_from`.
+
+    Raises:
+        ValueError: if `--init_from` is no flow map of such a teacher and guidance.
+    """
+    begun = with_two_times(teacher.network, args.distilled_guidance)
+    if args.init_from is None:
+        return keep_labels(begun)
+    pipe = FlowMatchingPipeline.from_pretrained(args.init_from).to(teacher.device)
+    network = with_two_times(pipe.network, args.distilled_guidance)
+    found, own = described(pipe.scheduler, network), described(teacher.scheduler, begun)
+    for name in own:
+        if found.get(name) != own[name]:
+            raise ValueError(
+                f"--init_from {args.init_from} is no flow map of {args.model}: its {name} is "
+                f"{found.get(name)!r} in place of {own[name]!r}; name one, or leave it out"
+            )
+    return keep_labels(network)
+
+
 def shown_conditions(args: FewStepsArguments, teacher: FlowMatchingPipeline) -> dict[str, Any]:
     """Return what pictures show: four of each of ten classes, or of ten prompts."""
     if args.prompts is not None:
@@ -176,7 +212,7 @@ def main(args: FewStepsArguments) -> None:
     warn_of_rounding(args.objective, accelerator.mixed_precision, args.derivative)
     repo_id = create_repository(args, accelerator)
     teacher = load_teacher(args).to(accelerator.device)
-    network = keep_labels(with_two_times(teacher.network, args.distilled_guidance))
+    network = load_student(args, teacher)
     scheduler = GaussianFlowScheduler.from_config(teacher.scheduler.config, solver="flow_map")
     conditions = conditions_of(teacher, args.prompts)
     scales = (args.guidance_scale[0], args.guidance_scale[-1])
@@ -184,7 +220,8 @@ def main(args: FewStepsArguments) -> None:
     runs = Runs(*drawn, args.sample_batch_size, args.seed, args.objective != "trajectory")
     split = (args.validation_split, args.train_batch_size, args.seed)
     trained, held_out = split_held_out(runs.draw(teacher, conditions, accelerator), *split)
-    learn = Distillation(args.objective, args.slope_share, args.to_data, args.derivative)
+    shares = (args.slope_share, args.to_data, args.from_noise)
+    learn = Distillation(args.objective, *shares, args.derivative)
     chooses = len(args.guidance_scale) == 2
 
     def loss_of(network: nn.Module, batch: list[Tensor]) -> Tensor:

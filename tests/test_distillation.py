@@ -50,7 +50,7 @@ def test_pairs_of_states_of_a_run_have_the_exact_average_slope(path, prediction)
     states, u, numbers, _ = runs.tensors
     assert states.shape == (7, 26, 1, 2, 2) and {*numbers.tolist()} == {0, 1, 2}
     torch.manual_seed(0)
-    each, (a, b) = torch.arange(7), random_pairs(u, 0.3)
+    each, (a, b) = torch.arange(7), random_pairs(u, 0.3, 0.2)
     y, ends, start, stop = states[each, a].flatten(1), states[each, b], u[each, a], u[each, b]
     found = trajectory_target(y, ends.flatten(1), start, stop).double()
     for i, number in enumerate(numbers):
@@ -219,12 +219,16 @@ def test_the_posterior_mean_of_the_conditional_target_is_that_of_the_exact_map()
 def test_pairs_are_drawn_by_their_distance():
     torch.manual_seed(0)
     u, count = torch.tensor([0.0, 0.25, 1.0]), 40_000
-    a, b = random_pairs(u.expand(count, 3), 0.0)
+    a, b = random_pairs(u.expand(count, 3), 0.0, 0.0)
     for pair, share in (((0, 1), 0.125), ((1, 2), 0.375), ((0, 2), 0.5)):
         found = ((a == pair[0]) & (b == pair[1])).double().mean().item()
         assert abs(found - share) < 4 * (share * (1 - share) / count) ** 0.5
-    a, b = random_pairs(u.expand(count, 3), 1.0)
+    a, b = random_pairs(u.expand(count, 3), 1.0, 0.0)
     assert (b == 2).all() and abs((a == 0).double().mean() - 1 / 1.75) < 0.01
+    a, b = random_pairs(u.expand(count, 3), 0.0, 1.0)
+    assert (a == 0).all() and abs((b == 2).double().mean() - 1 / 1.25) < 0.01
+    a, b = random_pairs(u.expand(count, 3), 1.0, 1.0)
+    assert (a == 0).all() and (b == 2).all()
 
 
 def test_steps_land_between_their_start_and_the_data():

@@ -243,6 +243,22 @@ def test_a_flow_map_is_a_teacher_by_its_slope_unless_it_has_learned_guidance(dis
         distil(tmp_path / "guided", overwrite_output_dir=True)
 
 
+def test_a_flow_map_is_trained_further_and_only_with_its_own_teacher(distil, teacher, tmp_path):
+    first = distil(teacher, guidance_scale=[2.0], max_train_steps=3)
+    told = {"guidance_scale": [2.0], "init_from": str(first), "output_dir": str(tmp_path / "more")}
+    more = distil(teacher, **told, max_train_steps=1, learning_rate=1e-9)
+    before, after = load_file(first / WEIGHTS), load_file(more / WEIGHTS)
+    assert all((before[name] - after[name]).abs().max() < 1e-6 for name in before)
+    assert json.loads((more / "training.json").read_text())["init_from"]
+    other = str(make_base(tmp_path / "other", path="cosine"))
+    for own, flags, message in (
+        (other, {}, "no flow map of .*other: its path is 'linear' in place of 'cosine'"),
+        (str(teacher), {"guidance_scale": [3.0]}, "distilled_guidance=3.0 contradicts the netw"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distil(own, **told | flags, overwrite_output_dir=True)
+
+
 @pytest.mark.parametrize(
     ("made", "flags", "message"),
     [
@@ -284,6 +300,7 @@ def test_a_guider_is_refused_by_name(distil, teacher):
         ({"guidance_scale": [1.0, 2.0, 3.0]}, "the lowest and the highest of several"),
         ({"guidance_scale": [float("nan")]}, "the lowest and the highest of several, got .nan"),
         ({"to_data": 1.5}, r"--to_data must lie in \[0, 1\], got 1.5"),
+        ({"from_noise": 2.0}, r"--from_noise must lie in \[0, 1\], got 2.0"),
         ({"slope_share": -0.1}, r"--slope_share must lie in \[0, 1\], got -0.1"),
         ({"num_trajectories": 4}, "--num_trajectories 4 are fewer than --train_batch_size 8"),
         ({"trajectory_steps": 0}, "--trajectory_steps must be at least 1, got 0"),

@@ -44,6 +44,7 @@ WARNS = {
     "dropout",
     "dynamics",
     "ema_decay",
+    "from_noise",
     "gradient_accumulation_steps",
     "group_size",
     "image_column",

@@ -22,12 +22,14 @@ class Distillation:
         objective: a name in `OBJECTIVES`.
         slope_share: of the samples that learn the teacher's slope.
         to_data: of the steps that land at the data.
+        from_noise: of the steps on trajectories that begin at the noise.
         derivative: a name in `DERIVATIVES`, for mean flow.
     """
 
     objective: str
     slope_share: float = 0.1
     to_data: float = 0.3
+    from_noise: float = 0.25
     derivative: str = "difference"
 
     def __call__(self, slope: Slope, teacher: Guided, states: Tensor, u: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ class Distillation:
         return learn(slope, teacher, states, u)
 
     def _of_pairs(self, slope: Slope, teacher: Guided, states: Tensor, u: Tensor) -> Tensor:
-        each, (a, b) = torch.arange(len(u), device=u.device), random_pairs(u, self.to_data)
+        each, (a, b) = torch.arange(len(u), device=u.device), random_pairs(u, self.to_data, self.from_noise)
         y, start, stop = states[each, a], u[each, a], u[each, b]
         target = trajectory_target(y, states[each, b], start, stop)
         count = round(self.slope_share * len(u))
@@ -65,19 +67,21 @@ class Distillation:
         return learn(slope, y, between, last, exact, conditional=False)
 
 
-def random_pairs(u: Tensor, to_data: float) -> tuple[Tensor, Tensor]:
+def random_pairs(u: Tensor, to_data: float, from_noise: float) -> tuple[Tensor, Tensor]:
     """Return the numbers of two nodes of every run, where steps begin and land.
 
     Pairs are drawn by their distance, since long steps have more to learn.
 
     Args:
         u: times of the nodes, ascending, shape `(batch, nodes)`.
-        to_data: share that land at the last node.
+        to_data: share that are made to land at the last node.
+        from_noise: share that are made to begin at the first, independently.
     """
     nodes = u.shape[1]
     length = (u[:, None, :] - u[:, :, None]).clamp(min=0)  # from, to
-    at_end = torch.rand(len(u), device=u.device) < to_data
-    last = torch.arange(nodes, device=u.device) == nodes - 1
-    weight = torch.where(at_end[:, None, None] & ~last, 0.0, length).flatten(1)
+    at_start, at_end = (torch.rand(len(u), 1, 1, device=u.device) < p for p in (from_noise, to_data))
+    node = torch.arange(nodes, device=u.device)
+    left_out = (at_start & (node > 0)[:, None]) | (at_end & (node < nodes - 1))
+    weight = torch.where(left_out, 0.0, length).flatten(1)
     pair = (weight / torch.empty_like(weight).exponential_()).argmax(1)  # does not wait, as a
     return pair // nodes, pair % nodes  # multinomial would
