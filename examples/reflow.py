@@ -31,7 +31,7 @@ from fm_diffusers.pipelines.conditions import Asked
 from fm_diffusers.predictions import convert
 from fm_diffusers.training.arguments import check_output, parse, start
 from fm_diffusers.training.command_line import plain_errors
-from fm_diffusers.training.flow import LossArguments, flow_loss
+from fm_diffusers.training.flow import LossArguments, flow_loss, of_coupled_noise
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.public import public
@@ -159,22 +159,25 @@ def main(args: ReflowArguments) -> None:
         condition = label if pipe.network_takes_labels else None
         return flow_loss(args, pipe.scheduler, network, z, eps, condition)
 
+    def straight(network: nn.Module) -> FlowMatchingPipeline:
+        return network_of(pipe, network, scheduler=of_coupled_noise(pipe.scheduler))
+
     def draw(network: nn.Module) -> Image.Image:
         shown = classes_in_turn(pipe, 4 * min(pipe.num_classes, 10) or 40)
-        return sample_grid(network_of(pipe, network), stochastic=False, **shown)
+        return sample_grid(straight(network), **shown)
 
     loader = DataLoader(pairs, args.train_batch_size, shuffle=True, drop_last=True)
     network = keep_labels(copy.deepcopy(pipe.network)).train()
     outcome = train(args, accelerator, network, loader, loss_of, draw, held_out)
     if outcome is not None and accelerator.is_main_process:
-        straight, figures = network_of(pipe, outcome[0]), outcome[1]
-        after = measure(straight, args.seed + 1)
+        student, figures = straight(outcome[0]), outcome[1]
+        after = measure(student, args.seed + 1)
         rows = {f"{name}, before and after": f"{before[name]}, {after[name]}" for name in after}
         teacher = public(args.model)
         figures = {"straightened from": teacher, "coupling": "reflow"} | figures | rows
         figures["measured on"] = "64 trajectories of 200 Euler steps"
         dataset, shown = f"samples of {teacher}", classes_in_turn(pipe, max(pipe.num_classes, 1))
-        publish(args, straight, draw(outcome[0]), figures, dataset, repo_id, shown)
+        publish(args, student, draw(outcome[0]), figures, dataset, repo_id, shown)
     accelerator.end_training()
 
 

@@ -91,7 +91,7 @@ class FewStepsArguments(TrainingArguments):
     )
     from_noise: float = field(
         default=0.25,
-        metadata={"help": "Of trajectory: share of the steps that are made to begin at the noise."},
+        metadata={"help": "Of trajectory: share of the steps that begin at the noise."},
     )
     slope_share: float = field(
         default=0.1, metadata={"help": "Share of a batch that learns the slope, of the ODE."}
@@ -159,8 +159,11 @@ def load_teacher(args: FewStepsArguments) -> FlowMatchingPipeline:
         )
     as_ode(pipe, solver="predictor_corrector", grid=None, sampling_path=None)
     check_slope(pipe.scheduler)
-    if pipe.scheduler.path.coupled:
-        raise ValueError(f"{args.model} was trained with coupled noise: it has no guided slopes")
+    if pipe.scheduler.path.coupled and args.objective != "trajectory":
+        raise ValueError(
+            f"{args.model} was trained with coupled noise, and --objective {args.objective} draws "
+            "noise of its own: take trajectory, which learns from whole runs"
+        )
     labels = pipe.takes == "labels" and pipe.config.null_label is None
     if scale is not None and (labels or pipe.takes == "nothing"):
         raise ValueError(

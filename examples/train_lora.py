@@ -19,6 +19,7 @@ Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
 https://arxiv.org/abs/2106.09685.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -222,6 +223,12 @@ def main(args: LoraArguments) -> None:
     accelerator: Accelerator = start(args)
     repo_id = create_repository(args, accelerator)
     pipe, args = load_pipeline(args, args.model)
+    if args.coupling != "independent":
+        warnings.warn(
+            f"--coupling {args.coupling} leaves no score to sample an SDE with, and adapters "
+            "cannot say so: whoever loads them samples an ODE",
+            stacklevel=1,
+        )
     with accelerator.main_process_first():
         data = load_conditions(args, pipe)
         held_out = hold_out(args, data, **columns(args, pipe))

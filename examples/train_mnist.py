@@ -267,7 +267,6 @@ def main(
         network = keep_labels(with_two_times(network))
     shown = list(range(min(classes, 10)))
     asked = {"class_labels": 4 * shown} if classes else {"batch_size": 40}
-    asked["stochastic"] = args.coupling == "independent"
     outcome = train(
         args,
         accelerator,

@@ -191,7 +191,7 @@ def test_coupled_noise_has_its_ode_and_refuses_an_sde(matcher, sigma, covariance
 
 def test_coupled_noise_has_no_score():
     path, x = PATHS["interpolant"](coupled=True), torch.ones(2, 1)
-    with pytest.raises(ValueError, match="there is no score on .*coupled=True.*ask for"):
+    with pytest.raises(ValueError, match="no score on Interp.*: noise and data were pa.*ask for"):
         convert(path, "velocity", "score", x, x, 0.5)
     independent = PATHS["interpolant"]()
     for kind in ("sample", "epsilon"):

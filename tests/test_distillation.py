@@ -50,7 +50,7 @@ def test_pairs_of_states_of_a_run_have_the_exact_average_slope(path, prediction)
     states, u, numbers, _ = runs.tensors
     assert states.shape == (7, 26, 1, 2, 2) and {*numbers.tolist()} == {0, 1, 2}
     torch.manual_seed(0)
-    each, (a, b) = torch.arange(7), random_pairs(u, 0.3, 0.2)
+    each, (a, b) = torch.arange(7), random_pairs(u, 0.3, 0.25)
     y, ends, start, stop = states[each, a].flatten(1), states[each, b], u[each, a], u[each, b]
     found = trajectory_target(y, ends.flatten(1), start, stop).double()
     for i, number in enumerate(numbers):

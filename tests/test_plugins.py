@@ -133,7 +133,7 @@ def test_training_records_its_rows_and_evaluation_takes_them(script, tmp_path):
     with pytest.raises(ValueError, match="has an evaluation.json: --overwrite_output_dir repl"):
         evaluate.main(parse(evaluate.EvaluationArguments, words.split()))
     pipe = FlowMatchingPipeline.from_pretrained(output)
-    assert pipe.scheduler.path == PATHS["square"]()
+    assert pipe.scheduler.path == PATHS["square"](coupled=True)
 
 
 def test_modules_are_taken_and_a_file_runs_once(tmp_path, monkeypatch):

@@ -267,9 +267,9 @@ def test_a_flow_map_is_trained_further_and_only_with_its_own_teacher(distil, tea
         ({"classes": 0}, {"guidance_scale": [1.0, 2.0]}, "has no condition; leave it out"),
         ({}, {"prompts": "some.txt"}, "the teacher takes labels: drop --prompts some.txt"),
         (
-            {"path": "interpolant", "path_kwargs": {"coupled": True}},
-            {},
-            "trained with coupled noise",
+            {"path_kwargs": {"coupled": True}},
+            {"objective": "mean_flow"},
+            "trained with coupled noise, and --objective mean_flow draws noise of its own",
         ),
     ],
     ids=["epsilon", "no-null", "nothing", "prompts", "coupled"],
@@ -277,6 +277,14 @@ def test_a_flow_map_is_trained_further_and_only_with_its_own_teacher(distil, tea
 def test_teachers_that_have_no_such_map_are_refused(made, flags, message, distil, tmp_path):
     with pytest.raises(ValueError, match=message):
         distil(make_base(tmp_path / "teacher", **made), **flags)
+
+
+def test_the_map_of_a_flow_of_coupled_noise_refuses_an_sde_too(distil, tmp_path):
+    coupled = make_base(tmp_path / "coupled", path_kwargs={"coupled": True})
+    pipe = load(distil(coupled, guidance_scale=[2.0]))
+    assert draw(pipe, class_labels=[3, 7]).shape == (2, 1, 8, 8)
+    with pytest.raises(ValueError, match="noise and data were paired in the training"):
+        draw(pipe, 4, "memoryless", class_labels=[3, 7])
 
 
 def test_a_guider_is_refused_by_name(distil, teacher):

@@ -217,6 +217,9 @@ def test_reflow_straightens_a_flow_and_few_steps_come_nearer(
     assert after["euler 2"] < 0.8 * before["euler 2"]
     card = (tmp_path / "README.md").read_text()
     assert "straightness, before and after" in card and "diffusion=" not in card
+    config = FlowMatchingPipeline.from_pretrained(tmp_path).scheduler.config
+    with pytest.raises(ValueError, match="paired in the training, so that the velocity does not"):
+        GaussianFlowScheduler.from_config(config, diffusion="memoryless")
     assert draw(tmp_path, class_labels=[3, 7], guidance_scale=2.0).shape == (2, 1, 8, 8)
 
 

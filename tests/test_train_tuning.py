@@ -137,6 +137,24 @@ def test_what_contradicts_the_pipeline_is_refused(base, flags, message, examples
     assert not (tmp_path / "out" / "model_index.json").exists()
 
 
+def test_a_pipeline_of_coupled_noise_says_so_and_refuses_an_sde(examples, tmp_path):
+    pytest.importorskip("ot")
+    script, first, more = examples("train_mnist"), tmp_path / "first", tmp_path / "more"
+    flags = TINY | {"coupling": "optimal_transport", "block_out_channels": [8, 16]}
+    script.main(script.Arguments(**flags, output_dir=str(first), path="cosine"))
+    told = {"init_from": str(first), "output_dir": str(more)}
+    with pytest.warns(UserWarning, match="first was trained with coupled no.* refuses an SDE"):
+        script.main(script.Arguments(**TINY | told))
+    base = make_base(tmp_path / "base")
+    flags = TINY | {"coupling": "optimal_transport", "init_from": base}
+    script.main(script.Arguments(**flags, output_dir=str(tmp_path / "late")))
+    for folder in (first, more, tmp_path / "late"):
+        scheduler = FlowMatchingPipeline.from_pretrained(folder).scheduler
+        assert scheduler.path.coupled
+        with pytest.raises(ValueError, match="diffusion must be None on .*: noise and data were"):
+            GaussianFlowScheduler.from_config(scheduler.config, diffusion="memoryless")
+
+
 def test_flags_that_agree_are_taken(examples, tmp_path):
     base, script = make_base(tmp_path / "base", path="cosine"), examples("train_mnist")
     agreeing = {"path": "cosine", "backbone": "unet", "block_out_channels": [8, 16]}

@@ -20,6 +20,7 @@ https://arxiv.org/abs/2011.13456.
 """
 
 import math
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import NamedTuple
 
@@ -101,17 +102,27 @@ def expand_like(c: Tensor, x: Tensor) -> Tensor:
     return c.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class GaussianPath:
     r"""A path :math:`x_t = \alpha_t z + \beta_t \varepsilon`.
 
     Subclasses give `coefficients` and `time`.
 
+    **Coupled noise.** Where :math:`\varepsilon` is paired with :math:`z`, by optimal transport or
+    by a flow that is straightened, :math:`x_t` is not Gaussian given z. The ODE stays right:
+    solvers integrate the same velocity in other variables, which is an identity whatever the noise
+    is. But no score follows from the velocity, so there is no SDE.
+
     Attributes:
-        coupled: whether noise and data were paired in the training, so that no score follows from
-            the velocity, and solvers refuse a diffusion.
+        coupled: whether noise and data were paired in the training. Solvers then refuse a
+            diffusion.
     """
 
-    coupled: bool = False
+    coupled: bool = field(default=False, kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.coupled, bool):
+            raise ValueError(f"coupled must be True or False, got {self.coupled!r}")
 
     def coefficients(self, t: Tensor) -> Coefficients:
         r"""Return :math:`\alpha_t, \beta_t, \dot\alpha_t, \dot\beta_t` in the shape of `t`."""

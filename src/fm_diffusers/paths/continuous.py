@@ -35,6 +35,7 @@ class Cosine(GaussianPath):
     data_std: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(data_std=self.data_std)
 
     def coefficients(self, t: Tensor) -> Coefficients:  # noqa: D102
@@ -57,6 +58,7 @@ class Polynomial(GaussianPath):
     degree: float = 2.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not is_number(self.degree) or not 1 <= self.degree < math.inf:
             raise ValueError(
                 f"degree must be at least 1 and finite, got {self.degree!r}: below it the "
@@ -84,6 +86,7 @@ class VariancePreserving(GaussianPath):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         numbers = is_number(self.beta_min) and is_number(self.beta_max)
         if not numbers or not 0 < self.beta_min < self.beta_max < math.inf:
             raise ValueError(
@@ -133,6 +136,7 @@ class VarianceExploding(GaussianPath):
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         numbers = is_number(self.sigma_min) and is_number(self.sigma_max)
         if not numbers or not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
@@ -164,6 +168,7 @@ class NoiseLevel(GaussianPath):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(sigma_max=self.sigma_max)
 
     def coefficients(self, t: Tensor) -> Coefficients:  # noqa: D102

@@ -77,6 +77,7 @@ class Discrete(GaussianPath):
     snr_shift_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.num_train_timesteps, Integral) or self.num_train_timesteps < 1:
             raise ValueError(
                 "num_train_timesteps must be an integer of at least 1, got "

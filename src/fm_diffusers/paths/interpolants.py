@@ -1,4 +1,4 @@
-r"""Interpolants of other projects: paths that leave noise at the data, and coupled noise.
+r"""Interpolants of other projects: paths that leave noise at the data.
 
 With :math:`x = a z + b \varepsilon` on a known path, noise of standard deviation :math:`\sigma` is
 left at the data in one of two ways. Every point is blurred (Tong et al.),
@@ -9,11 +9,6 @@ left at the data in one of two ways. Every point is blurred (Tong et al.),
 where a network that regresses :math:`\dot a z + \dot b \varepsilon` learns the velocity of that
 Gaussian path, since :math:`E[b \varepsilon | x, z] = (b^2/\beta^2)(x - a z)`. Or the straight path
 stops short (Lipman et al.): :math:`\alpha = t, \beta = 1 - (1 - \sigma) t`.
-
-**Coupled noise.** Where :math:`\varepsilon` is paired with :math:`z`, by optimal transport for
-example, :math:`x_t` is not Gaussian given z. The ODE stays right: solvers integrate the same
-velocity in other variables, which is an identity whatever the noise is. But no score follows from
-the velocity, so there is no SDE.
 
 References: Tong et al., "Improving and Generalizing Flow-Based Generative Models with Minibatch
 Optimal Transport", https://arxiv.org/abs/2302.00482; Lipman et al., "Flow Matching for Generative
@@ -109,15 +104,13 @@ class Interpolant(GaussianPath):
             blurred, or `target`, the straight path that stops short; see the module.
         sigma: standard deviation of the noise at the data. A blurred path starts with
             :math:`\sqrt{1 + \sigma^2}`.
-        coupled: whether noise and data were paired in the training. Solvers then refuse a
-            diffusion.
     """
 
     base: str = "linear"
     sigma: float = 0.0
-    coupled: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.base not in BASES:
             raise ValueError(f"base must be one of {', '.join(BASES)}, got {self.base!r}")
         largest = 1.0 if self.base == "target" else math.inf
@@ -126,8 +119,6 @@ class Interpolant(GaussianPath):
                 f"sigma of {self.base!r} must be at least 0 and less than {largest}, got "
                 f"{self.sigma}: it is the standard deviation of the noise left at the data"
             )
-        if not isinstance(self.coupled, bool):
-            raise ValueError(f"coupled must be True or False, got {self.coupled!r}")
 
     @property
     def _base(self) -> Base:

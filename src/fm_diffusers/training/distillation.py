@@ -45,7 +45,8 @@ class Distillation:
         return learn(slope, teacher, states, u)
 
     def _of_pairs(self, slope: Slope, teacher: Guided, states: Tensor, u: Tensor) -> Tensor:
-        each, (a, b) = torch.arange(len(u), device=u.device), random_pairs(u, self.to_data, self.from_noise)
+        a, b = random_pairs(u, self.to_data, self.from_noise)
+        each = torch.arange(len(u), device=u.device)
         y, start, stop = states[each, a], u[each, a], u[each, b]
         target = trajectory_target(y, states[each, b], start, stop)
         count = round(self.slope_share * len(u))
@@ -79,9 +80,10 @@ def random_pairs(u: Tensor, to_data: float, from_noise: float) -> tuple[Tensor, 
     """
     nodes = u.shape[1]
     length = (u[:, None, :] - u[:, :, None]).clamp(min=0)  # from, to
-    at_start, at_end = (torch.rand(len(u), 1, 1, device=u.device) < p for p in (from_noise, to_data))
+    at_start, at_end = torch.rand(2, len(u), 1, 1, device=u.device)
     node = torch.arange(nodes, device=u.device)
-    left_out = (at_start & (node > 0)[:, None]) | (at_end & (node < nodes - 1))
-    weight = torch.where(left_out, 0.0, length).flatten(1)
+    begins = (at_start >= from_noise) | (node == 0)[:, None]
+    lands = (at_end >= to_data) | (node == nodes - 1)
+    weight = torch.where(begins & lands, length, 0.0).flatten(1)
     pair = (weight / torch.empty_like(weight).exponential_()).argmax(1)  # does not wait, as a
     return pair // nodes, pair % nodes  # multinomial would

@@ -184,10 +184,18 @@ class FlowArguments(LossArguments):
             prediction_type=self.prediction_type,
             **({"solver": "flow_map"} if self.objective == "mean_flow" else {}),
         )
+        if self.coupling != "independent":
+            scheduler = of_coupled_noise(scheduler)
         if (self.path, self.prediction_type) == ("linear", "flow_prediction"):
             # what diffusers' UniPC and DPM-Solver need to be told of it
             scheduler.register_to_config(use_flow_sigmas=True, flow_shift=1.0)
         return scheduler
+
+
+def of_coupled_noise(scheduler: GaussianFlowScheduler) -> GaussianFlowScheduler:
+    """Return a scheduler that says that noise and data are paired, so that it has no SDE."""
+    kwargs = dict(scheduler.config.path_kwargs or {}) | {"coupled": True}
+    return GaussianFlowScheduler.from_config(scheduler.config, path_kwargs=kwargs)
 
 
 def coupled_noise(args: LossArguments, z: Tensor, condition: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """Pictures of what a network has learned: ODE samples above SDE samples, from the same noise.
 
-A network that was trained with coupled noise is one of the ODE alone (see `couplings`).
+A network that was trained with coupled noise is one of the ODE alone (see `GaussianPath`).
 """
 
 from collections.abc import Iterator
@@ -43,8 +43,12 @@ def processes(
 def sample_grid(
     pipe: FlowMatchingPipeline, rows: int = 4, stochastic: bool = True, **asked: Any
 ) -> Image.Image:
-    """Return rows of ODE samples, and below them as many of SDE samples if `stochastic`."""
+    """Return rows of ODE samples, and below them as many of SDE samples.
+
+    They are left out if not `stochastic`, or if there is no SDE.
+    """
     pipe.set_progress_bar_config(disable=True)
+    stochastic &= not pipe.scheduler.path.coupled
     images, configured = [], pipe.scheduler
     for _, steps in islice(processes(pipe), 1 + stochastic):
         generator = torch.Generator("cpu").manual_seed(0)

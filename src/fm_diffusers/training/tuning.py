@@ -18,7 +18,7 @@ from fm_diffusers.pipeline import FlowMatchingPipeline
 from fm_diffusers.pipelines.images import MODES
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.training.data import ImageData
-from fm_diffusers.training.flow import FlowArguments, LossArguments
+from fm_diffusers.training.flow import FlowArguments, LossArguments, of_coupled_noise
 from fm_diffusers.training.flow_maps import check_slope
 from fm_diffusers.training.networks import DEFAULTS, keep_labels
 
@@ -114,6 +114,14 @@ def adopt(args: FlowArguments, script: str) -> tuple[FlowMatchingPipeline, FlowA
         if part is not None:
             part.requires_grad_(False).eval()
     keep_labels(pipe.network).requires_grad_(True).train()
+    if args.coupling != "independent":
+        pipe.scheduler = of_coupled_noise(pipe.scheduler)
+    elif pipe.scheduler.path.coupled:
+        warnings.warn(
+            f"{args.init_from} was trained with coupled noise, and --coupling independent may not "
+            "undo that in full: the pipeline still refuses an SDE",
+            stacklevel=2,
+        )
     return pipe, replace(args, **kept)
 
 
