@@ -23,15 +23,10 @@ from fm_diffusers.scheduling.brownian import BrownianPaths
 from fm_diffusers.scheduling.checks import check_samples
 from fm_diffusers.scheduling.contract import Contract
 from fm_diffusers.scheduling.noise import Generators
+from fm_diffusers.scheduling.output import prepare, without_variance
 from fm_diffusers.scheduling.place import Place, Timestep, place_at
 from fm_diffusers.scheduling.plan import Plan, at_noise_level
-from fm_diffusers.scheduling.step import (
-    advance_from,
-    begun,
-    prepare,
-    transition_from,
-    without_variance,
-)
+from fm_diffusers.scheduling.step import advance_from, begun, transition_from
 from fm_diffusers.scheduling.transition import (
     GaussianFlowSchedulerOutput,
     Transition,

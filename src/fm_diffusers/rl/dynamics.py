@@ -25,11 +25,11 @@ from torch import Tensor
 from fm_diffusers.diffusions import get_diffusion
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.scheduling.clock import Clock
+from fm_diffusers.scheduling.output import prepare
 from fm_diffusers.scheduling.parts import model_kwargs
 from fm_diffusers.scheduling.place import Timestep, locate
 from fm_diffusers.scheduling.plan import Plan, steps_through
 from fm_diffusers.scheduling.rows import carry_out, read, rows_of
-from fm_diffusers.scheduling.step import prepare
 from fm_diffusers.scheduling.timetable import bounds_of
 from fm_diffusers.scheduling.transition import Transition, in_dtype
 from fm_diffusers.solvers import SOLVERS, Solver
