@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from evaluation_images import Real, load_all
 from evaluation_report import FIGURES, draw, line, numbers
 from huggingface_hub import create_repo
 from torch import Tensor
@@ -35,12 +36,10 @@ from fm_diffusers.files import read_json
 from fm_diffusers.likelihood import bits_per_dimension
 from fm_diffusers.training.cards import write_card
 from fm_diffusers.training.command_line import parse, plain_errors
-from fm_diffusers.training.data import load_images
 from fm_diffusers.training.plugins import PLUGINS, load_plugins
 from fm_diffusers.training.public import public
 from fm_diffusers.training.publishing import conditioning, retitle
 from fm_diffusers.training.pushing import push
-from fm_diffusers.training.tuning import class_map
 
 
 @dataclass
@@ -102,73 +101,6 @@ class EvaluationArguments:
                 "--num_likelihood_images must be 0, or at least 2 and less than "
                 f"--max_real_images, got {self.num_likelihood_images}"
             )
-
-
-@dataclass(frozen=True)
-class Real:
-    """Real images in uint8, with labels and, where the data set has them, captions.
-
-    Attributes:
-        images: of the data set.
-        labels: its own numbers of the classes.
-        captions: of the images.
-        numbers: the pipeline's number of every class.
-    """
-
-    images: Tensor
-    labels: Tensor
-    captions: list[str] | None
-    numbers: Tensor
-
-    def __getitem__(self, order: Tensor) -> "Real":
-        captions = self.captions and [self.captions[i] for i in order.tolist()]
-        return Real(self.images[order], self.labels[order], captions, self.numbers)
-
-    @property
-    def scaled(self) -> Tensor:
-        """The images in [-1, 1]."""
-        return self.images.float() / 127.5 - 1
-
-    def conditions(self, pipe: FlowMatchingPipeline) -> dict[str, list]:
-        """Return what a pipeline is asked with for these images."""
-        if conditioning(pipe) == "prompt" and self.captions is None:
-            raise ValueError("the pipeline takes prompts: name their column by --caption_column")
-        return {
-            "prompt": {"prompt": self.captions},
-            "class": {"class_labels": self.numbers[self.labels].tolist()},
-            None: {},
-        }[conditioning(pipe)]
-
-
-def load(args: EvaluationArguments, pipe: FlowMatchingPipeline, split: str) -> Real:
-    """Return the images of a split, shuffled, and how its classes are asked for."""
-    data = load_images(
-        args.dataset_name,
-        config_name=args.dataset_config_name,
-        split=split,
-        image_column=args.image_column,
-        label_column=args.label_column,
-        caption_column=args.caption_column,
-        resolution=args.resolution,
-        image_mode=args.image_mode,
-    )
-    if data.labels is None or data.images is None:
-        raise ValueError(
-            f"{args.dataset_name!r} must have labels, for the classifier whose features are "
-            "compared (--label_column), and fit into memory (--resolution)"
-        )
-    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(args.seed))
-    numbers = torch.tensor(class_map(args.model, pipe, data)[0])
-    return Real(data.images, data.labels, data.captions, numbers)[order[: args.max_real_images]]
-
-
-def load_all(args: EvaluationArguments, pipe: FlowMatchingPipeline) -> list[Real]:
-    """Return the images for the classifier, those to compare with, and further ones."""
-    known = load(args, pipe, args.dataset_split)
-    half = torch.arange(len(known.images)).chunk(2)
-    held_out = known[half[1]] if args.test_split is None else load(args, pipe, args.test_split)
-    known = known[half[0]] if args.test_split is None else known
-    return [known, *(held_out[part] for part in torch.arange(len(held_out.images)).chunk(2))]
 
 
 def completed(args: EvaluationArguments, pipe: FlowMatchingPipeline) -> EvaluationArguments:
