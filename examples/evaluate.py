@@ -33,6 +33,7 @@ from torch import Tensor
 from fm_diffusers import DIFFUSIONS, SOLVERS, FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.evaluation import Judge, train_classifier
 from fm_diffusers.files import read_json
+from fm_diffusers.flow_map_networks import distilled_guidance
 from fm_diffusers.likelihood import bits_per_dimension
 from fm_diffusers.training.cards import write_card
 from fm_diffusers.training.command_line import parse, plain_errors
@@ -78,7 +79,10 @@ class EvaluationArguments:
     num_inference_steps: list[int] | None = field(
         default=None, metadata={"help": "By default 4 10 20 50, of a flow map 1 2 4."}
     )
-    guidance_scales: list[float] = field(default_factory=lambda: [1.0])
+    guidance_scales: list[float] | None = field(
+        default=None,
+        metadata={"help": "By default 1, of a flow map the largest that it has learned."},
+    )
     num_likelihood_images: int = field(default=100, metadata={"help": "0 leaves this part out."})
     likelihood_steps: int = field(default=20, metadata={"help": "Of RK4, four evaluations each."})
     seed: int = 0
@@ -104,11 +108,26 @@ class EvaluationArguments:
 
 
 def completed(args: EvaluationArguments, pipe: FlowMatchingPipeline) -> EvaluationArguments:
-    """Return the arguments with the solver and the numbers of steps that fit the pipeline."""
+    """Return the arguments with the solver, the numbers of steps and the guidance that fit.
+
+    Raises:
+        ValueError: for another guidance than the one that the network has learned.
+    """
     is_map = pipe.scheduler.config.get("solver") == "flow_map"
     solver, steps = ("flow_map", [1, 2, 4]) if is_map else ("predictor_corrector", [4, 10, 20, 50])
-    given = (args.solvers or [solver], args.num_inference_steps or steps)
-    return replace(args, solvers=given[0], num_inference_steps=given[1])
+    learned = distilled_guidance(pipe.network)
+    scales = [learned[1] if isinstance(learned, list | tuple) else learned or 1.0]
+    if isinstance(learned, float) and args.guidance_scales not in (None, scales):
+        raise ValueError(
+            f"--guidance_scales {args.guidance_scales}: {args.model} has learned {learned} and "
+            "draws with no other: leave the flag out"
+        )
+    return replace(
+        args,
+        solvers=args.solvers or [solver],
+        num_inference_steps=args.num_inference_steps or steps,
+        guidance_scales=args.guidance_scales or scales,
+    )
 
 
 def schedulers(

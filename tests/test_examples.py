@@ -15,6 +15,7 @@ from PIL import Image
 from test_publishing import TRAINING
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
+from fm_diffusers.flow_map_networks import with_two_times
 from fm_diffusers.likelihood import dequantize
 
 pytest.importorskip("sklearn")
@@ -118,6 +119,32 @@ def test_what_cannot_be_measured_is_refused(examples, untrained, flags, message)
     evaluate, given = examples("evaluate"), {"model": str(untrained), "dataset_name": "digits"}
     with pytest.raises(ValueError, match=message):
         evaluate.main(evaluate.EvaluationArguments(**given | flags))
+
+
+@pytest.mark.parametrize(
+    ("learned", "given", "taken"),
+    [
+        (None, None, [1.0]),
+        (None, [1.0, 3.0], [1.0, 3.0]),
+        (2.0, None, [2.0]),
+        (2.0, [2.0], [2.0]),
+        ([1.0, 4.0], None, [4.0]),
+        ([1.0, 4.0], [1.5], [1.5]),
+        (2.0, [1.0], None),
+        (2.0, [2.0, 3.0], None),
+    ],
+)
+def test_a_flow_map_is_measured_with_the_guidance_that_it_has_learned(
+    learned, given, taken, examples, untrained
+):
+    evaluate, pipe = examples("evaluate"), FlowMatchingPipeline.from_pretrained(untrained)
+    pipe.unet = pipe.unet if learned is None else with_two_times(pipe.unet, learned)
+    args = evaluate.EvaluationArguments(str(untrained), guidance_scales=given)
+    if taken is None:
+        with pytest.raises(ValueError, match="has learned 2.0 and draws with no other: leave the"):
+            evaluate.completed(args, pipe)
+    else:
+        assert evaluate.completed(args, pipe).guidance_scales == taken
 
 
 def test_parameters_stay_with_the_solver_and_the_coefficient_that_they_are_of(examples, untrained):
