@@ -53,8 +53,13 @@ from fm_diffusers.training.flow_maps import warn_of_rounding
 from fm_diffusers.training.held_out import HeldOut
 from fm_diffusers.training.interrupts import Interrupts, name_of
 from fm_diffusers.training.losses import check_weights, log_loss
-from fm_diffusers.training.networks import BACKBONES, NetworkArguments, keep_labels
-from fm_diffusers.training.pictures import log_picture, sample_grid
+from fm_diffusers.training.networks import (
+    BACKBONES,
+    NetworkArguments,
+    keep_labels,
+    trained_weights,
+)
+from fm_diffusers.training.pictures import keep_picture, sample_grid
 from fm_diffusers.training.progress import Progress
 from fm_diffusers.training.publishing import publish, say_finished
 from fm_diffusers.training.pushing import create_repository
@@ -124,15 +129,11 @@ def train(
     plain = copy.deepcopy(network)  # untouched by wrappers, for the averaged weights
     if args.compile:
         network.compile()
-    optimizer = torch.optim.AdamW(
-        [weight for weight in network.parameters() if weight.requires_grad],
-        lr=args.learning_rate,
-        weight_decay=args.adam_weight_decay,
-        fused=True,
-    )
+    rates = {"lr": args.learning_rate, "weight_decay": args.adam_weight_decay}
+    optimizer = torch.optim.AdamW(trained_weights(network), **rates, fused=True)
     network, optimizer, loader = prepare(accelerator, network, optimizer, loader)
     steps = plan_steps(args, loader, accelerator.num_processes)
-    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    trained = trained_weights(network)
     ema = Average(trained, args.ema_decay)
     lr_scheduler = steps.rate(args, optimizer)  # not prepared: it steps once an update
     progress = Progress()
@@ -186,9 +187,8 @@ def train(
                     if held_out is not None and not last:
                         held_out.log(accelerator, model, loss_of, step)
                     picture = None if draw is None else draw(model)
-                if accelerator.is_main_process and picture is not None:
-                    picture.save(Path(args.output_dir, f"samples-{step}.png"))
-                    log_picture(accelerator, picture, step)
+                if picture is not None:
+                    keep_picture(accelerator, args.output_dir, picture, step)
             if stop is not None:
                 bar.close()
                 accelerator.print(f"stopped by {name_of(stop)} after step {step}: {way_on}")
@@ -197,15 +197,7 @@ def train(
     bar.close()
 
     ema.copy_to(trained)
-    batch = args.train_batch_size * accelerator.num_processes
-    figures = {
-        "parameters": sum(weight.numel() for weight in plain.parameters()),
-        "steps": progress.step,
-        "batch_size": batch * args.gradient_accumulation_steps,
-        "seconds": round(progress.seconds, 1),
-        "images_per_second": round(progress.batches * batch / progress.seconds, 1),
-        "processes": accelerator.num_processes,
-    }
+    figures = progress.figures(args, plain, accelerator.num_processes)
     if held_out is not None:
         model = accelerator.unwrap_model(network).eval()
         figures["validation_loss"] = held_out.log(accelerator, model, loss_of, progress.step)

@@ -63,6 +63,11 @@ class NetworkArguments:
             raise ValueError(f"--block_out_channels must be multiples of 8, got {widths}")
 
 
+def trained_weights(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a network that require a gradient."""
+    return [weight for weight in network.parameters() if weight.requires_grad]
+
+
 def choose_widths(given: list[int] | None, size: list[int] | tuple[int, ...]) -> tuple[int, ...]:
     """Return the widths of a U-Net's levels, of which every one but the first halves the sides.
 

@@ -5,6 +5,7 @@ A network that was trained with coupled noise is one of the ODE alone (see `Gaus
 
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,12 @@ def sample_grid(
     return make_image_grid(images, rows=rows, cols=len(images) // rows)
 
 
-def log_picture(accelerator: Accelerator, picture: Image.Image, step: int) -> None:
-    """Hand a picture to the trackers that take pictures, each in its own way."""
+def keep_picture(accelerator: Accelerator, folder: str, picture: Image.Image, step: int) -> None:
+    """Save a picture, and hand it to the trackers that take pictures, each in its own way."""
+    if not accelerator.is_main_process:
+        return
     title = "samples"
+    picture.save(Path(folder, f"{title}-{step}.png"))
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
             tracker.log_images({title: np.array(picture)[None]}, step, dataformats="NHWC")

@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import nn
 
 
 class Progress:
@@ -35,6 +36,18 @@ class Progress:
         names = ("step", "batches", "epoch", "batch_of_epoch")
         self.__dict__.update({name: state[name] for name in names})
         self.earlier, self.start = state["seconds"], time.perf_counter()
+
+    def figures(self, args: Any, network: nn.Module, processes: int) -> dict[str, float]:
+        """Return the figures of a run that is at its end, for the card."""
+        batch = args.train_batch_size * processes
+        return {
+            "parameters": sum(weight.numel() for weight in network.parameters()),
+            "steps": self.step,
+            "batch_size": batch * args.gradient_accumulation_steps,
+            "seconds": round(self.seconds, 1),
+            "images_per_second": round(self.batches * batch / self.seconds, 1),
+            "processes": processes,
+        }
 
     def rest(
         self, accelerator: Accelerator, loader: Any, seed: int, max_steps: int
