@@ -35,8 +35,9 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadgroup -q
 
+# The page of examples/app.py is driven in Chromium, where there is one (apt install chromium).
 test-slow: $(VENV)/installed
-	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[browser,docs]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadgroup -q -m slow
 
 # What the quick tests run of the package, line by line.

@@ -10,9 +10,10 @@ the Hub, plus this server's address, the token and an empty cache.
         assert "README.md" in hub.repos["model", "user/name"].files
         assert "POST /api/models/user/name/commit/main" in hub.requests
 
-Modelled: model and data-set repositories, private too; commits of regular and LFS files, and of
-deletions; info, tree, download (whole, ranges, headers only) at a branch or commit; the token. Not
-modelled: users, pull requests, xet, uploads in parts, redirects, validity of cards, rate limits.
+Modelled: repositories of models, data sets and Spaces, private too; commits of regular and LFS
+files, and of deletions; info, tree, download (whole, ranges, headers only) at a branch or commit;
+the token. Not modelled: users, pull requests, xet, uploads in parts, redirects, validity of cards,
+rate limits.
 """
 
 import json
@@ -117,7 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind, name, private = self._asked()
         status = 409 if (kind, name) in self.server.repos else 200
         self.server.repos.setdefault((kind, name), Repo(private=private))
-        return {"url": f"{self.server.url}/{'datasets/' * (kind == 'dataset')}{name}"}, status, {}
+        place = name if kind == "model" else f"{kind}s/{name}"
+        return {"url": f"{self.server.url}/{place}"}, status, {}
 
     def delete(self) -> object:
         if self.server.repos.pop(self._asked()[:2], None) is None:
@@ -186,8 +188,8 @@ class _Handler(BaseHTTPRequestHandler):
         return {"commitOid": sha, "commitUrl": f"{self.server.url}/{self.name}/commit/{sha}"}
 
 
-API = "/api/(?P<kind>model|dataset)s/(?P<name>[^/]+/[^/]+)"
-WEB = "/((?P<kind>dataset)s/)?(?P<name>[^/]+/[^/]+?)"
+API = "/api/(?P<kind>model|dataset|space)s/(?P<name>[^/]+/[^/]+)"
+WEB = "/((?P<kind>dataset|space)s/)?(?P<name>[^/]+/[^/]+?)"
 REV, PATH = "/(?P<rev>[^/]+)", "/(?P<path>.+)"
 ROUTES = [
     ("GET", "token", "/api/whoami-v2", lambda call: {"type": "user", "name": call.server.user}),

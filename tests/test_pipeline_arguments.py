@@ -48,7 +48,7 @@ LABEL = {"class_labels": 0}
 CALLS = [
     *listed(
         "guidance_scale",
-        [NAN, INF, -INF, 10**400, True, np.float64("nan"), *NO_NUMBERS],
+        [NAN, INF, -INF, 1e300, 10**400, True, np.float64("nan"), *NO_NUMBERS],
         "guidance_scale must be a finite number, got .*: 1 is no guidance",
         **LABEL,
     ),

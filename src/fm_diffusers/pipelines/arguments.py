@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import sys
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -40,9 +39,9 @@ def count(name: str, value: Any) -> int:
 
 
 def number(name: str, value: Any, way_out: str, above: float = -math.inf) -> float:
-    """Return a finite number, which lies above another."""
+    """Return a number that is finite as a float32, and lies above another."""
     real = isinstance(value, Real) and not isinstance(value, bool)
-    if not real or not abs(value) <= sys.float_info.max:
+    if not real or not abs(value) <= torch.finfo(torch.float32).max:
         raise ValueError(f"{name} must be a finite number, got {shown(value)}: {way_out}")
     if not value > above:
         raise ValueError(f"{name} must be greater than {above}, got {value}: {way_out}")

@@ -1,0 +1,219 @@
+"""The page of `examples/app.py` in Chromium, on the loopback interface: a Space and a script.
+
+    python tests/test_app_page.py docs/images/app.png
+
+takes the picture of it that the documents show.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+from huggingface_hub import SpaceCard
+from test_app import PIPES, SCRIPT
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+COUNT = "Evaluations of the network for each image: "
+TIMEOUT = 240_000  # of a wait, in ms
+
+
+def needs(*modules, chromium=False):
+    """Skip a test where the extra `browser` or Chromium is missing."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    missing += ["chromium"] if chromium and CHROMIUM is None else []
+    return pytest.mark.skipif(bool(missing), reason=f"install {missing}: extra `browser`, apt")
+
+
+class Refusals:
+    """A proxy on the loopback interface that counts who wants to go out, and lets nobody."""
+
+    def __init__(self):
+        self.socket, self.asked = socket.create_server(("127.0.0.1", 0)), []
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            caller, _ = self.socket.accept()
+            self.asked.append(caller.recv(1000))
+            caller.close()
+
+
+@contextmanager
+def served(log, *flags, script=SCRIPT, proxy=None):
+    """Run the page in a process of its own, and give its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    env = os.environ | {"GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(ROOT / "src")}
+    if proxy is not None:
+        ways = {f"{kind}_proxy": proxy for kind in ("http", "https", "all")}
+        env |= ways | {name.upper(): url for name, url in ways.items()}
+        env |= {"no_proxy": "127.0.0.1,localhost", "NO_PROXY": "127.0.0.1,localhost"}
+    with log.open("w") as file:
+        command = [sys.executable, script.name, *flags]
+        server = subprocess.Popen(command, cwd=script.parent, env=env, stdout=file, stderr=file)
+    try:
+        while "Running on local URL" not in log.read_text():
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@contextmanager
+def browsing(url):
+    """Open an address in Chromium; give the page, and what it asked for elsewhere."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page, elsewhere = browser.new_page(viewport={"width": 1280, "height": 1000}), []
+        page.set_default_timeout(TIMEOUT)
+        known = (url, "data:", "blob:")
+        page.on("request", lambda r: r.url.startswith(known) or elsewhere.append(r.url))
+        page.goto(url)
+        yield page, elsewhere
+        browser.close()
+
+
+def draw(page, evaluations, column=0, **entries):
+    """Fill in entries of a column by their labels, draw, and wait for so many evaluations."""
+    for label, value in entries.items():
+        entry = page.get_by_label(label, exact=True)
+        entry = entry.nth(column if entry.count() > 1 else 0)
+        entry.fill(str(value))
+        entry.press("Enter")
+    if entries:
+        page.get_by_role("button", name="Draw").click()
+    wait(page, evaluations, column)
+
+
+def wait(page, evaluations, column=0):
+    from playwright.sync_api import expect
+
+    words = page.get_by_text(COUNT).nth(column)
+    expect(words).to_contain_text(f"{COUNT}{evaluations}.", timeout=TIMEOUT)
+
+
+def pictures(page, column, row=0):
+    """Return what a column shows: the images, in row 1 the first one's way, in 2 the forecasts."""
+    images = page.locator(".sheet").nth(3 * column + row).locator("img")
+    return images.evaluate_all("images => images.map(image => image.src)")
+
+
+def told(page, message, **entries):
+    """Fill in entries of the first column, draw, and wait for a message."""
+    for label, value in entries.items():
+        entry = page.get_by_label(label, exact=True).first
+        entry.fill(str(value))
+        entry.press("Enter")
+    page.get_by_role("button", name="Draw").click()
+    page.get_by_test_id("toast-text").filter(has_text=message).first.wait_for()
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    """A Space with a tiny pipeline of three classes with names, as the script writes it."""
+    folder = tmp_path_factory.mktemp("space")
+    PIPES["named"]().save_pretrained(folder / "model")
+    command = [
+        sys.executable,
+        SCRIPT,
+        "--model",
+        folder / "model",
+        "--space_dir",
+        folder / "space",
+    ]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
+    return folder / "space"
+
+
+@pytest.mark.slow
+@needs("gradio")
+def test_a_space_says_how_it_is_built(space):
+    about = SpaceCard.load(space / "README.md").data
+    assert about.sdk == "gradio" and about.sdk_version == version("gradio")
+    assert (space / about.app_file).read_text() == SCRIPT.read_text()
+    assert (space / "requirements.txt").read_text().startswith("fm_diffusers @ git+https://")
+
+
+@pytest.mark.slow
+@needs("gradio")
+def test_the_documented_command_puts_it_on_the_hub(space):
+    (command,) = re.findall(r"^hf (upload .*)$", (ROOT / "docs/app.md").read_text(), flags=re.M)
+    words = command.replace("outputs/space", str(space)).split()
+    with HubServer() as hub:
+        run = [sys.executable, "-m", "huggingface_hub.cli.hf", *words]
+        subprocess.run(run, check=True, env=hub.env)
+        (pushed,) = hub.repos.values()
+        assert list(hub.repos) == [("space", words[1])]
+    files = {str(f.relative_to(space)) for f in space.rglob("*") if f.is_file()}
+    assert files <= set(pushed.files) and "pipeline/model_index.json" in files
+
+
+@pytest.mark.slow
+@needs("gradio", "playwright", chromium=True)
+def test_a_space_draws_by_two_samplers_and_asks_nobody(space, tmp_path):
+    proxy, log = Refusals(), tmp_path / "log"
+    with served(log, script=space / "app.py", proxy=proxy.url) as url, browsing(url) as browsed:
+        page, elsewhere = browsed
+        draw(page, 40), draw(page, 100, column=1)
+        first, noise = pictures(page, 0), pictures(page, 0, row=1)[0]
+        assert len(first) == len(pictures(page, 1)) == 10
+        assert first != pictures(page, 1) and noise == pictures(page, 1, row=1)[0]
+
+        draw(page, 6, Steps=3)
+        fewer = pictures(page, 0)
+        draw(page, 12, Solver="heun")
+        heun = pictures(page, 0)
+        draw(page, 4, column=1, Steps=2)
+        assert len({*map(tuple, (first, fewer, heun, pictures(page, 1)))}) == 4
+        assert noise == pictures(page, 0, row=1)[0] == pictures(page, 1, row=1)[0]
+
+        told(page, "Steps must be a whole number from 1 to 1000, got 0", Steps=0)
+        told(page, "class_labels 'cube' is the name of no class", Steps=3, Class="cube")
+        draw(page, 6, Class="square", Images=2, **{"Guidance scale": 1, "Solver": "heun"})
+        assert len(pictures(page, 0)) == 2
+        told(page, "network's output is not finite", **{"Guidance scale": 1e38})
+        assert elsewhere == []
+    assert proxy.asked == [] and "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+@needs("gradio", "playwright", chromium=True)
+def test_a_flow_map_draws_in_one_evaluation_and_refuses_another_guidance(tmp_path):
+    model = ["--model", str(ROOT / "pretrained/mnist-one-step")]
+    with served(tmp_path / "log", *model) as url, browsing(url) as (page, _):
+        draw(page, 1), draw(page, 4, column=1)
+        one = pictures(page, 0)
+        assert pictures(page, 0, row=2)[0] == one[0]
+        told(page, "is not the one that the network has learned, 2.0", **{"Guidance scale": 3})
+        draw(page, 5, Solver="predictor_corrector", Steps=5, **{"Guidance scale": 2})
+        assert pictures(page, 0) != one and pictures(page, 0, row=1)[0] != one[0]
+
+
+def take_picture(file):
+    """Write what the page of `pretrained/mnist` shows at first."""
+    log = Path(file).with_suffix(".log")
+    with served(log, "--model", str(ROOT / "pretrained/mnist")) as url, browsing(url) as (page, _):
+        draw(page, 40), draw(page, 100, column=1)
+        page.screenshot(path=file, full_page=True)
+    log.unlink()
+
+
+if __name__ == "__main__":
+    take_picture(sys.argv[1])
