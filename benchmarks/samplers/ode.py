@@ -92,12 +92,12 @@ class Arguments:
     mnist: str | None = field(
         default=None, metadata={"help": "A `datasets` folder of MNIST; by default digits."}
     )
-    problems: list[str] = field(default_factory=lambda: ["A", "B", "C"])
+    problems: list[str] = field(default_factory=lambda: ["modes", "images", "classes"])
     paths: list[str] = field(default_factory=lambda: list(PEERS))
     budgets: list[int] = field(default_factory=lambda: [4, 6, 8, 10, 16, 20, 32, 50, 100])
-    num_samples: int = field(default=128, metadata={"help": "Of B; A has 8 times, C half."})
+    num_samples: int = field(default=128, metadata={"help": "Of `images`; `modes` has 8 times, `classes` half."})
     calibration_samples: int = field(
-        default=128, metadata={"help": "Of B, as above; half are fitted, half judge."}
+        default=128, metadata={"help": "Of `images`, as above; half are fitted, half judge."}
     )
     seed: int = field(default=1, metadata={"help": "Of the noise."})
     subset: int = field(default=0, metadata={"help": "Another one is another problem."})

@@ -53,9 +53,9 @@ class Arguments:
     mnist: str | None = field(
         default=None, metadata={"help": "A `datasets` folder of MNIST; by default digits."}
     )
-    problems: list[str] = field(default_factory=lambda: ["A", "T"])
+    problems: list[str] = field(default_factory=lambda: ["modes", "other_images"])
     budgets: list[int] = field(default_factory=lambda: [8, 16, 32])
-    num_samples: int = field(default=1000, metadata={"help": "Of T; A has 8 times as many."})
+    num_samples: int = field(default=1000, metadata={"help": "Of `other_images`; `modes` has 8 times as many."})
     seed: int = 1
     subset: int = 0
 
