@@ -5,8 +5,8 @@ have closed forms on every Gaussian path :math:`x_t = \alpha z + \beta\varepsilo
 
 - `modes`: a mixture of eight round Gaussians in the plane, of unequal weights and sizes;
 - `images`: a kernel mixture, one Gaussian of bandwidth h at each of many real images, hence a
-  finite data set seen by a network that has learned it by heart; `other_images`: the same at
-  others;
+  finite data set seen by a network that has learned it by heart; `small_images`: the same at
+  fewer images of half the side;
 - `classes`: one full-covariance Gaussian for each class of images, the nearest to a learned model.
 
 In the eigenbasis of a covariance :math:`V \Lambda V^T` a Gaussian is round in every coordinate:
@@ -231,15 +231,15 @@ def classes(mnist: str | None, seed: int) -> Problem:
     return Problem("Gaussians of the classes", data, share=0.5)
 
 
-def other_images(mnist: str | None, seed: int) -> Problem:
-    """Kernels at smaller images that are not in `images`: 1,500 of 14 x 14, or 597 digits."""
+def small_images(mnist: str | None, seed: int) -> Problem:
+    """Kernels at images that are not in `images`: 1,500 of 14 x 14, or 597 digits of 8 x 8."""
     found, _ = load_images(mnist, 4500 if mnist else 1797, seed)
     kernels = _kernels(_pooled(found[3000 if mnist else 1200 :], mnist))
-    return Problem("other images learned by heart", kernels)
+    return Problem("small images learned by heart", kernels)
 
 
 #: The problems as they are asked for: functions of the MNIST folder (None is digits) and the seed
 #: of the mixture or the subset of the images.
 PROBLEMS: dict[str, Callable[[str | None, int], Problem]] = {
-    row.__name__: row for row in (modes, images, classes, other_images)
+    row.__name__: row for row in (modes, images, classes, small_images)
 }

@@ -54,10 +54,10 @@ class Arguments:
     mnist: str | None = field(
         default=None, metadata={"help": "A `datasets` folder of MNIST; by default digits."}
     )
-    problems: list[str] = field(default_factory=lambda: ["modes", "other_images"])
+    problems: list[str] = field(default_factory=lambda: ["modes", "small_images"])
     budgets: list[int] = field(default_factory=lambda: [8, 16, 32])
     num_samples: int = field(
-        default=1000, metadata={"help": "Of `other_images`; `modes` has 8 times as many."}
+        default=1000, metadata={"help": "Of `small_images`; `modes` has 8 times as many."}
     )
     seed: int = 1
     subset: int = 0
