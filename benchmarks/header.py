@@ -4,7 +4,7 @@ import inspect
 import os
 import platform
 import shlex
-from dataclasses import MISSING, Field, fields
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,12 @@ def header(title: str, args: Any) -> str:
 
 def command(args: Any) -> str:
     """Return the command line that gives these arguments; it names no folder of this machine."""
+    needed = [each.name for each in fields(args) if each.default is each.default_factory]
+    plain = type(args)(**{name: getattr(args, name) for name in needed})
     changed = {
-        each.name: value if relative(value) else public(value)
-        for each in fields(args)
-        if each.name not in PLACES and (value := getattr(args, each.name)) != default(each)
+        name: value if relative(value) else public(value)
+        for name, value in vars(args).items()
+        if name not in PLACES and (name in needed or value != getattr(plain, name))
     }
     module = inspect.getmodule(type(args)).__spec__.name
     return shlex.join(["python", "-m", module, *flags(changed)])
@@ -50,11 +52,6 @@ def relative(value: Any) -> bool:
     """Return whether a value is no path from the root of this machine, nor a list of such."""
     values = value if isinstance(value, list) else [value]
     return not any(isinstance(each, str) and os.path.isabs(each) for each in values)
-
-
-def default(each: Field) -> Any:
-    """Return what an argument is if nothing is said of it."""
-    return each.default if each.default_factory is MISSING else each.default_factory()
 
 
 def processor() -> str:
