@@ -75,6 +75,20 @@ def test_the_command_of_a_part_is_the_one_above_its_table(name):
         assert re.match(r"fm_diffusers [\d.]+, .*commit \w{7,}\b.*; torch 2.*, diffusers 0", ran)
 
 
+def test_a_head_names_no_folder_of_the_machine(tmp_path):
+    from benchmarks.header import header
+    from benchmarks.networks.sde import Arguments
+
+    (tmp_path / "mine").mkdir()
+    told = {"models": [str(tmp_path / "mine"), "outputs/digits"], "output_dir": str(tmp_path)}
+    text = header("A title", Arguments(**told, num_samples=20))
+    assert str(tmp_path) not in text
+    assert (
+        "    python -m benchmarks.networks.sde --models mine outputs/digits --num_samples=20\n"
+        in text
+    )
+
+
 def test_scripts_of_the_examples_know_the_flags():
     known = {
         path.name: path.read_text() + "".join(p.read_text() for p in (ROOT / "src").rglob("*.py"))
