@@ -51,22 +51,13 @@ coverage: $(VENV)/installed
 versions: $(VENV)/installed
 	$(BIN)/python -m tests.versions $(ROWS)
 
-# Exact fields and `step`. MNIST=folder takes MNIST in place of scikit-learn's digits; with
-# MODELS="folder ..." of trained pipelines their samples are measured too.
+# What README and docs quote, measured again: without PARTS all that is quick, about 10 minutes of
+# one core, and 20 more with MNIST=ylecun/mnist (or a folder of it). PARTS="ode network" takes the
+# named ones, for hours if need be; `python -m benchmarks --list` shows all with their minutes.
 RESULTS ?= outputs/benchmarks
 bench: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
-	$(BIN)/python -m benchmarks.samplers.ode --output_dir $(RESULTS) $(if $(MNIST),--mnist $(MNIST))
-	$(BIN)/python -m benchmarks.samplers.sde --output_dir $(RESULTS) $(if $(MNIST),--mnist $(MNIST))
-	$(BIN)/python -m benchmarks.samplers.gaussian_sde --output_dir $(RESULTS)
-	$(BIN)/python -m benchmarks.samplers.brownian --output_dir $(RESULTS)
-	$(BIN)/python -m benchmarks.step.cost --output_dir $(RESULTS)
-ifdef MODELS
-	$(BIN)/python -m benchmarks.networks.few_steps --models $(MODELS) --output_dir $(RESULTS) \
-	  $(if $(MNIST),--dataset_name $(MNIST))
-	$(BIN)/python -m benchmarks.networks.sde --models $(MODELS) --output_dir $(RESULTS) \
-	  $(if $(MNIST),--dataset_name $(MNIST))
-endif
+	$(BIN)/python -m benchmarks $(PARTS) --output_dir $(RESULTS) $(if $(MNIST),--mnist $(MNIST))
 
 # The site, in build/site/index.html. (Its search wants a server: python -m http.server -d build/site)
 docs: $(VENV)/installed

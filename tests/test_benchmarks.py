@@ -15,7 +15,7 @@ for package in ("flow_matching", "torchdiffeq", "matplotlib"):
 def test_samplers_on_exact_fields(tmp_path):
     from benchmarks.samplers import ode
 
-    arguments = {"problems": ["A"], "paths": ["linear", "cosine"], "budgets": [4, 10]}
+    arguments = {"problems": ["modes"], "paths": ["linear", "cosine"], "budgets": [4, 10]}
     rows = ode.main(
         ode.Arguments(
             output_dir=str(tmp_path),
@@ -28,7 +28,7 @@ def test_samplers_on_exact_fields(tmp_path):
     )
     with open(tmp_path / "ode.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == len(rows)
-    assert "## A, cosine path: median" in (tmp_path / "ode.md").read_text()
+    assert "## eight modes in the plane, cosine path: median" in (tmp_path / "ode.md").read_text()
     assert (tmp_path / "ode.png").stat().st_size > 10_000
     # the path does not matter
     found = {(r.path, r.method, r.grid, r.nfe): r.median for r in rows}
@@ -42,7 +42,7 @@ def test_half_precision_outputs_leave_a_thousandth_on_images():
     from benchmarks.samplers.ode import errors
     from benchmarks.samplers.problems import PROBLEMS
 
-    digits = PROBLEMS["B"](None, 0)
+    digits = PROBLEMS["images"](None, 0)
     velocity, noise = digits.field(Linear()), digits.start(16, seed=3)
     truth = digits.reference(noise)
     peer = FlowMatchEulerDiscreteScheduler()

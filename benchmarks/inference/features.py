@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import HfArgumentParser
 
+from benchmarks.header import header
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 
 #: A feature by its name: the line that turns it on, and the networks that it is measured on.
@@ -102,10 +103,7 @@ DECODING = {
     "tiles": "pipe.enable_vae_tiling()",
 }
 FIELDS = ("model", "process", "feature", "evaluations", "seconds", "megabytes", "change")
-HEAD = """# Inference features
-
-    python -m benchmarks.inference.features --models FOLDER ...
-
+HEAD = """\
 Evaluations of the network (pairs, with guidance), seconds of one processor, megabytes (of the
 network's weights; for an autoencoder the peak of decoding), and the root mean square of the
 change of the images, in [-1, 1].
@@ -267,7 +265,9 @@ def main(args: FeatureArguments) -> list[Row]:
     with open(folder / "inference.csv", "w", newline="") as file:
         csv.writer(file).writerows([FIELDS, *table])
     lines = [f"| {' | '.join(cells)} |" for cells in (FIELDS, ["---"] * len(FIELDS), *table)]
-    (folder / "inference.md").write_text(HEAD + "\n".join(lines) + "\n")
+    (folder / "inference.md").write_text(
+        header("Inference features", args) + HEAD + "\n".join(lines) + "\n"
+    )
     return rows
 
 

@@ -187,14 +187,14 @@ def main(args: NetworkArguments) -> None:
     networks = [Network(model) for model in args.models]
     for network in networks:
         measure_distances(network, args, results)
-        write_report(results.rows, folder)
+        write_report(results.rows, args, folder)
     if args.frechet_samples:
         with torch.enable_grad():
             judge = Judge(args.dataset_name, folder / "cache" / "classifier.pt")
         print(f"classifier: {judge.held_out_accuracy:.2%} of held-out real images")
         for network in networks:
             measure_frechet(network, args, results, judge)
-    write_report(results.rows, folder)
+    write_report(results.rows, args, folder)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from diffusers.utils import make_image_grid
 from torch import Tensor
 from transformers import HfArgumentParser
 
+from benchmarks.header import header
 from benchmarks.networks.metrics import Judge, distance
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.calibration import calibrate
@@ -183,7 +184,8 @@ def main(args: Arguments) -> None:
             writer = csv.DictWriter(file, FIELDS)
             writer.writeheader()
             writer.writerows(rows)
-        (folder / f"{args.name}.md").write_text("# One evaluation\n\n" + "\n".join(parts))
+        text = header("One evaluation", args) + "\n".join(parts)
+        (folder / f"{args.name}.md").write_text(text)
     if args.picture:
         draw_picture(args, folder)
 

@@ -4,7 +4,7 @@ Of the peers FlowMatchEuler, which everybody knows, is shown on its own, then th
 the best tuned one of each budget (of all settings, defaults included), chosen by the median on the
 noise of the comparison itself.
 
-    python -m benchmarks.networks.report --network third --guidance 1
+    python -m benchmarks.networks.report --network mnist-narrow --guidance 1
 
 draws one panel of the picture again, from the table.
 """
@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 from transformers import HfArgumentParser
+
+from benchmarks.header import header
 
 FIELDS = (
     "network weights guidance kind method setting nfe samples seed rms median frechet accuracy "
@@ -30,10 +33,7 @@ FIGURES = ("rms", "median")
 CHOICES = {"default": ("default",), "tuned": ("tuned", "default")}
 
 #: What stands above the table.
-HEAD = """# Few-step samples of trained networks
-
-    python -m benchmarks.networks.few_steps --models FOLDER ... [--dataset_name NAME]
-
+HEAD = """\
 Distance to the network's own converged samples, RMS/median, by evaluations. Below a ratio of
 1 ours is closer. Tuned peers are the best of five grids, chosen on the noise of the test.
 
@@ -194,9 +194,10 @@ def draw(rows: list[Row], path: Path) -> None:
     plt.close(figure)
 
 
-def write_report(rows: list[Row], folder: Path) -> None:
-    """Write `network.md` and `network.png`."""
-    Path(folder, "network.md").write_text(HEAD + markdown(rows))
+def write_report(rows: list[Row], args: Any, folder: Path) -> None:
+    """Write `network.md` and `network.png`; `args` is the command line of `few_steps`."""
+    text = header("Few-step samples of trained networks", args) + HEAD + markdown(rows)
+    Path(folder, "network.md").write_text(text)
     draw(rows, Path(folder, "network.png"))
 
 
@@ -204,7 +205,7 @@ def write_report(rows: list[Row], folder: Path) -> None:
 class Arguments:
     """Command line."""
 
-    network: str = "third"
+    network: str = "mnist-narrow"
     guidance: float = 1.0
     table: str = "benchmarks/results/network.csv"
     output: str = "docs/images/samplers.png"

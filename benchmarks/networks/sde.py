@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import HfArgumentParser
 
+from benchmarks.header import header
 from benchmarks.networks.metrics import Judge
 from benchmarks.networks.trained import Network, Velocity, ours
 from benchmarks.samplers.peers import Preserving
@@ -108,7 +109,7 @@ def measure(args: Arguments, model: str, judge: Judge) -> Iterator[dict]:
 
 def table(rows: list[dict]) -> str:
     """Return the tables of all networks and scales."""
-    parts = ["# Trained networks: an SDE in few steps", ""]
+    parts = []
     for network, guidance in dict.fromkeys((r["network"], r["guidance"]) for r in rows):
         here = [r for r in rows if (r["network"], r["guidance"]) == (network, guidance)]
         budgets = sorted({r["evaluations"] for r in here if r["method"] != "ODE"})
@@ -156,7 +157,8 @@ def main(args: Arguments) -> None:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         writer.writerows(rows)
-    (folder / f"{args.name}.md").write_text(table(rows))
+    text = header("Trained networks: an SDE in few steps", args) + table(rows)
+    (folder / f"{args.name}.md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from transformers import HfArgumentParser
 
+from benchmarks.header import header
 from fm_diffusers import GaussianFlowScheduler
 from fm_diffusers.fields import GaussianMixture
 from fm_diffusers.scheduling.brownian import BrownianClock
@@ -43,10 +44,7 @@ DATA = {
 #: The solver of a reference: ours, but where noise is added up to the data itself.
 REFERENCES = {"constant": "euler_maruyama"}
 
-INTRODUCTION = """# Strong convergence on a Brownian path
-
-    python -m benchmarks.samplers.brownian --output_dir benchmarks/results
-
+INTRODUCTION = """\
 Root mean square distance between samples of n steps and those of the SDE itself on the same
 Brownian path (`noise="brownian"`), one-dimensional data of standard deviation near 1. `gaussian`
 is measured against the exact solution, `mixture` against {reference} steps. The last column is the
@@ -166,7 +164,8 @@ def measure(args: Arguments) -> Iterator[Row]:
 
 def report(rows: list[Row], args: Arguments) -> str:
     """Return the table of every kind of data."""
-    text = INTRODUCTION.format(reference=args.reference_steps)
+    text = header("Strong convergence on a Brownian path", args)
+    text += INTRODUCTION.format(reference=args.reference_steps)
     columns = [*Row._fields[1:5], *(f"{n} steps" for n in args.steps), "order"]
     for data in args.data:
         text += f"## {data}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"

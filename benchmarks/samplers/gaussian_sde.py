@@ -33,7 +33,8 @@ from diffusers.utils import torch_utils
 from torch import Tensor
 from transformers import HfArgumentParser
 
-from benchmarks.samplers.gaussian_sde_report import draw, report
+from benchmarks.header import header
+from benchmarks.samplers.gaussian_sde_report import TITLE, draw, report
 from benchmarks.samplers.peers import Preserving
 from benchmarks.samplers.sde import run_ours
 from benchmarks.samplers.sde_peers import SDE_PEERS
@@ -173,7 +174,8 @@ def main(args: Arguments) -> list[Row]:
     folder.mkdir(parents=True, exist_ok=True)
     rows = list(measure(args))
     save(rows, args.widths, folder / "gaussian_sde.csv")
-    (folder / "gaussian_sde.md").write_text(report(rows, args.widths))
+    text = header(TITLE, args) + report(rows, args.widths)
+    (folder / "gaussian_sde.md").write_text(text)
     draw(rows, args.widths, folder / "gaussian_sde.png")
     return rows
 

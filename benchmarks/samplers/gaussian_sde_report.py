@@ -9,10 +9,8 @@ import matplotlib.pyplot as plt
 
 from benchmarks.samplers.sde_report import panel
 
-INTRODUCTION = """# SDE samplers on Gaussian data, computed exactly
-
-    python -m benchmarks.samplers.gaussian_sde --output_dir benchmarks/results
-
+TITLE = "SDE samplers on Gaussian data, computed exactly"
+INTRODUCTION = """\
 Bias of the standard deviation in per cent, of data of several standard deviations ("widths") and
 mean 1: 0 is right, -100 a single point. No samples are drawn; `gaussian_sde.csv` has all figures.
 Ours runs on the default grid unless "equal steps" in t are said, with each coefficient's default

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from transformers import HfArgumentParser
 
+from benchmarks.header import header
 from benchmarks.samplers.ode_report import Line, draw, table
 from benchmarks.samplers.peers import FLOW_PEERS, VP_PEERS, Peer
 from benchmarks.samplers.problems import PROBLEMS, Problem
@@ -92,12 +93,14 @@ class Arguments:
     mnist: str | None = field(
         default=None, metadata={"help": "A `datasets` folder of MNIST; by default digits."}
     )
-    problems: list[str] = field(default_factory=lambda: ["A", "B", "C"])
+    problems: list[str] = field(default_factory=lambda: ["modes", "images", "classes"])
     paths: list[str] = field(default_factory=lambda: list(PEERS))
     budgets: list[int] = field(default_factory=lambda: [4, 6, 8, 10, 16, 20, 32, 50, 100])
-    num_samples: int = field(default=128, metadata={"help": "Of B; A has 8 times, C half."})
+    num_samples: int = field(
+        default=128, metadata={"help": "Of `images`; `modes` has 8 times, `classes` half."}
+    )
     calibration_samples: int = field(
-        default=128, metadata={"help": "Of B, as above; half are fitted, half judge."}
+        default=128, metadata={"help": "Of `images`, as above; half are fitted, half judge."}
     )
     seed: int = field(default=1, metadata={"help": "Of the noise."})
     subset: int = field(default=0, metadata={"help": "Another one is another problem."})
@@ -245,8 +248,7 @@ def main(args: Arguments) -> list[Row]:
             print(f"{name}, {path}: {time.perf_counter() - start:.0f} s", flush=True)
             save(rows, folder / "ode.csv")
     sizes = "MNIST" if args.mnist else "scikit-learn's digits"
-    text = f"# Samplers of the ODE on exact fields ({sizes}, seed {args.seed})\n\n"
-    text += "    python -m benchmarks.samplers.ode [--mnist FOLDER]\n\n"
+    text = header(f"Samplers of the ODE on exact fields ({sizes})", args)
     (folder / "ode.md").write_text(text + table(rows, list(OURS)))
     first = [row for row in rows if row.path == args.paths[0]]
     draw(first, lines(first), folder / "ode.png")

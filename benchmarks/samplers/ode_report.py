@@ -149,7 +149,7 @@ def draw(rows: list[Any], lines: list[Line], file: Path) -> None:
         here = [row for row in rows if row.problem == problem]
         for axis, metric in zip(axes[:, column], METRICS, strict=True):
             _panel(axis, here, lines, metric, labels=column == len(problems) - 1)
-        axes[0, column].set_title(f"problem {problem}")
+        axes[0, column].set_title(problem)
         axes[1, column].set_xlabel("evaluations of the field")
     for axis, name in zip(axes[:, 0], METRICS.values(), strict=True):
         axis.set_ylabel(name)

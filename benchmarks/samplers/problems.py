@@ -3,10 +3,11 @@ r"""The problems of the benchmarks: data whose marginal field is known exactly.
 A sampler is measured against the truth only where the field is the truth. Three kinds of data
 have closed forms on every Gaussian path :math:`x_t = \alpha z + \beta\varepsilon`:
 
-- A: a mixture of eight round Gaussians in the plane, of unequal weights and sizes;
-- B: a kernel mixture, one Gaussian of bandwidth h at each of many real images, hence a finite
-  data set seen by a network that has learned it by heart; T: the same at other images;
-- C: one full-covariance Gaussian for each class of images, the nearest to a learned model.
+- `modes`: a mixture of eight round Gaussians in the plane, of unequal weights and sizes;
+- `images`: a kernel mixture, one Gaussian of bandwidth h at each of many real images, hence a
+  finite data set seen by a network that has learned it by heart; `small_images`: the same at
+  fewer images of half the side;
+- `classes`: one full-covariance Gaussian for each class of images, the nearest to a learned model.
 
 In the eigenbasis of a covariance :math:`V \Lambda V^T` a Gaussian is round in every coordinate:
 with :math:`r = V^T(x - \alpha m)` and :math:`v = \alpha^2\Lambda + \beta^2`, which vanishes
@@ -126,7 +127,7 @@ class Problem:
     """Data with exact fields, and the truth about its ODE.
 
     Attributes:
-        name: one letter.
+        name: what the data are, for tables and pictures.
         data: the distribution, with `field(path, prediction)` and `sample(n, generator)`.
         tolerance: relative and absolute, of the reference.
         share: how many samples are drawn for each that a benchmark asks for.
@@ -162,7 +163,7 @@ class Problem:
         key = hashlib.sha256(repr((self.name, start, self.tolerance)).encode())
         for tensor in (self.data.means, noise):
             key.update(tensor.numpy().tobytes())
-        file = Path(cache, f"{self.name}-{key.hexdigest()[:16]}.pt") if cache else None
+        file = Path(cache, f"{key.hexdigest()[:16]}.pt") if cache else None
         if file and file.exists():
             return torch.load(file)
         end = self._solve(x, start)
@@ -213,33 +214,32 @@ def _kernels(images: Tensor) -> KernelMixture:
 
 
 def modes(mnist: str | None, seed: int) -> Problem:
-    """A: eight modes in the plane."""
-    return Problem("A", truth.modes(seed), tolerance=1e-10, share=8)
+    """Eight modes in the plane."""
+    return Problem("eight modes in the plane", truth.modes(seed), tolerance=1e-10, share=8)
 
 
-def memorised(mnist: str | None, seed: int) -> Problem:
-    """B: kernels at 3,000 images of MNIST, or 1,200 digits."""
-    images, _ = load_images(mnist, 4500 if mnist else 1797, seed)
-    return Problem("B", _kernels(images[: 3000 if mnist else 1200]))
+def images(mnist: str | None, seed: int) -> Problem:
+    """Kernels at 3,000 images of MNIST, or 1,200 digits."""
+    found, _ = load_images(mnist, 4500 if mnist else 1797, seed)
+    return Problem("images learned by heart", _kernels(found[: 3000 if mnist else 1200]))
 
 
 def classes(mnist: str | None, seed: int) -> Problem:
-    """C: a Gaussian for each class of 14 x 14 images of MNIST, or of 8 x 8 digits."""
-    images, labels = load_images(mnist, 10_000, seed)
-    return Problem("C", FullMixture.of(_pooled(images, mnist).flatten(1), labels), share=0.5)
+    """A Gaussian for each class of 14 x 14 images of MNIST, or of 8 x 8 digits."""
+    found, labels = load_images(mnist, 10_000, seed)
+    data = FullMixture.of(_pooled(found, mnist).flatten(1), labels)
+    return Problem("Gaussians of the classes", data, share=0.5)
 
 
-def other_images(mnist: str | None, seed: int) -> Problem:
-    """T: as B, at smaller images that are not in B: 1,500 of 14 x 14, or 597 digits."""
-    images, _ = load_images(mnist, 4500 if mnist else 1797, seed)
-    return Problem("T", _kernels(_pooled(images[3000 if mnist else 1200 :], mnist)))
+def small_images(mnist: str | None, seed: int) -> Problem:
+    """Kernels at images that are not in `images`: 1,500 of 14 x 14, or 597 digits of 8 x 8."""
+    found, _ = load_images(mnist, 4500 if mnist else 1797, seed)
+    kernels = _kernels(_pooled(found[3000 if mnist else 1200 :], mnist))
+    return Problem("small images learned by heart", kernels)
 
 
-#: The problems by their letters: functions of the MNIST folder (None is digits) and the seed of
-#: the mixture or the subset of the images.
+#: The problems as they are asked for: functions of the MNIST folder (None is digits) and the seed
+#: of the mixture or the subset of the images.
 PROBLEMS: dict[str, Callable[[str | None, int], Problem]] = {
-    "A": modes,
-    "B": memorised,
-    "C": classes,
-    "T": other_images,
+    row.__name__: row for row in (modes, images, classes, small_images)
 }

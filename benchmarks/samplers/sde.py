@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import HfArgumentParser
 
+from benchmarks.header import header
 from benchmarks.samplers.distribution import Judge
 from benchmarks.samplers.peers import Peer, Preserving
 from benchmarks.samplers.problems import PROBLEMS, Problem
@@ -53,9 +54,11 @@ class Arguments:
     mnist: str | None = field(
         default=None, metadata={"help": "A `datasets` folder of MNIST; by default digits."}
     )
-    problems: list[str] = field(default_factory=lambda: ["A", "T"])
+    problems: list[str] = field(default_factory=lambda: ["modes", "small_images"])
     budgets: list[int] = field(default_factory=lambda: [8, 16, 32])
-    num_samples: int = field(default=1000, metadata={"help": "Of T; A has 8 times as many."})
+    num_samples: int = field(
+        default=1000, metadata={"help": "Of `small_images`; `modes` has 8 times as many."}
+    )
     seed: int = 1
     subset: int = 0
 
@@ -144,8 +147,7 @@ def main(args: Arguments) -> list[Row]:
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     sizes = "MNIST" if args.mnist else "scikit-learn's digits"
-    text = f"# Samplers of the SDE on exact fields ({sizes}, seed {args.seed})\n\n"
-    text += "    python -m benchmarks.samplers.sde [--mnist FOLDER]\n\n"
+    text = header(f"Samplers of the SDE on exact fields ({sizes})", args)
     (folder / "sde.md").write_text(text + tables(rows))
     draw_sde(rows, list(OURS), folder / "sde.png")
     return rows

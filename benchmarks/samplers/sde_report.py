@@ -63,7 +63,7 @@ def draw_sde(rows: list[Any], ours: list[str], file: Path) -> None:
             for name in ours[2:]:
                 points.pop(name, None)
             panel(axis, points)
-            axis.set_title(f"problem {problem}")
+            axis.set_title(problem)
             axis.set_ylabel(label)
     for axis in axes[-1]:
         axis.set_xlabel("evaluations of the field")

@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import HfArgumentParser
 
+from benchmarks.header import header
 from fm_diffusers import GaussianFlowScheduler
 
 #: Our configurations by their names in the tables.
@@ -242,8 +243,8 @@ def main(args: StepArguments) -> list[dict[str, Any]]:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(filled)
-    head = "# What a step costs\n\n    python -m benchmarks.step.cost\n\n"
-    Path(folder, "step.md").write_text(head + table(filled))
+    text = header("What a step costs", args) + table(filled)
+    Path(folder, "step.md").write_text(text)
     print(table(filled))
     return filled
 

@@ -193,7 +193,7 @@ def main(args: QualityArguments) -> None:
     judge = Judge(args.dataset_name, path.parent / "cache" / "classifier.pt")
     measure(args, data, judge, path)
     floor = judge(*(real[: args.num_samples] for real in judge.further))[0]
-    write_report(vars(args), path, floor)
+    write_report(args, path, floor)
 
 
 if __name__ == "__main__":

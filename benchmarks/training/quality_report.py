@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.header import header
+
 FIELDS = ("training", "sampler", "evaluations", "seed", "frechet", "accuracy", "seconds")
 
 #: Lines of a training in the picture: first that of the sampler of its users.
@@ -48,7 +50,7 @@ def cell(values: list[float]) -> str:
     return f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else ""
 
 
-def write_report(args: dict[str, Any], path: Path, floor: float) -> None:
+def write_report(args: Any, path: Path, floor: float) -> None:
     """Write the table and the picture of what has been measured.
 
     Args:
@@ -56,14 +58,10 @@ def write_report(args: dict[str, Any], path: Path, floor: float) -> None:
         path: of the rows; the others have the same name.
         floor: the distance of as many real images.
     """
-    figures, budgets = figures_of(rows(path)), args["evaluations"]
+    figures, budgets = figures_of(rows(path)), args.evaluations
     lines = [
-        "# Training: Fréchet distance by evaluations",
-        "",
-        "    python -m benchmarks.training.quality --dataset_name NAME",
-        "",
-        f"{args['max_train_steps']} steps of {args['train_batch_size']}, widths "
-        f"{args['block_out_channels']}, {args['num_samples']} samples; mean of the training seeds "
+        f"{args.max_train_steps} steps of {args.train_batch_size}, widths "
+        f"{args.block_out_channels}, {args.num_samples} samples; mean of the training seeds "
         f"(least to greatest). As many real images: {floor:.3f}.",
         "",
         "| training | sampler | " + " | ".join(map(str, budgets)) + " |",
@@ -72,7 +70,8 @@ def write_report(args: dict[str, Any], path: Path, floor: float) -> None:
     for line in dict.fromkeys(key[:2] for key in figures):
         cells = [cell(figures.get((*line, budget), [])) for budget in budgets]
         lines.append(f"| {' | '.join([*line, *cells])} |")
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    text = header("Training: Fréchet distance by evaluations", args) + "\n".join(lines)
+    path.with_suffix(".md").write_text(text + "\n")
     draw(figures, path.with_suffix(".png"), floor)
 
 

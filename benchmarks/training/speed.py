@@ -162,7 +162,7 @@ def main(args: SpeedArguments) -> tuple[list[Lap], list[Lap]]:
         with path.open("w", newline="") as file:
             first = recorded(laps(args, found, args.rounds, places(script)), "trainings", file)
             second = recorded(laps(args, switched, args.variant_rounds, {}), "variants", file)
-    text = report(vars(args), first, second, missing, BARE)
+    text = report(args, first, second, missing, BARE)
     path.with_suffix(".md").write_text(text)
     print(text)
     return first, second

@@ -5,15 +5,12 @@ rounds' ratios the median is shown, with the quartiles.
 """
 
 import csv
-import platform
 from collections.abc import Iterable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-import torch
 
+from benchmarks.header import header
 from benchmarks.training.speed_relay import Lap
 
 CLOCKS = ("cpu", "wall")
@@ -104,20 +101,8 @@ def shares(laps: list[Lap], yardstick: str) -> list[str]:
     return lines
 
 
-def processor() -> str:
-    """Return what computes, in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line]
-    matrices = "AMX" if "amx_bf16" in text else "no AMX"  # decides whether bf16 pays
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{(names or [platform.machine()])[0]} ({capability}, {matrices})"
-
-
 def report(
-    args: dict[str, Any],
+    args: Any,
     trainings: list[Lap],
     variants: list[Lap],
     missing: dict[str, str],
@@ -132,24 +117,17 @@ def report(
         missing: trainings that could not be run, with the reason.
         yardstick: name of the plain loop.
     """
-    versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "accelerate"))
     rounds = {
         race: 1 + max(lap.round for lap in laps)
         for race, laps in (("trainings", trainings), ("variants", variants))
     }
-    batch = args["train_batch_size"]
-    return "\n".join(
+    batch = args.train_batch_size
+    return header("Training speed", args) + "\n".join(
         [
-            "# Training speed",
-            "",
-            "    python -m benchmarks.training.speed --dataset_name NAME",
-            "",
-            f"U-Net of widths {args['block_out_channels']} on RGB images of side "
-            f"{args['resolution']} ({Path(args['dataset_name']).name}), without classes, batches "
-            f"of {batch}; turns of {args['steps']} steps, {rounds['trainings']} and "
-            f"{rounds['variants']} rounds; median (quartiles) of the rounds. {processor()}, "
-            f"threads: {torch.get_num_threads()}; {versions}, Python "
-            f"{platform.python_version()}.",
+            f"U-Net of widths {args.block_out_channels} on RGB images of side "
+            f"{args.resolution}, without classes, batches of {batch}; turns of {args.steps} "
+            f"steps, {rounds['trainings']} and {rounds['variants']} rounds; median (quartiles) of "
+            "the rounds.",
             "",
             "## Trainings",
             "",

@@ -1,0 +1,183 @@
+"""The table of all that is measured: how it is measured again, and which page quotes it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is measured by one command.
+
+    Attributes:
+        command: after `python`; `{out}` is the folder of the results, `{mnist}` the data set.
+        results: files of the repository that it gives anew; in `{out}` they have the same names.
+        page: which quotes them.
+        minutes: of one idle core, roughly.
+        needs: names in `NEEDS`.
+    """
+
+    command: str
+    results: tuple[str, ...]
+    page: str
+    minutes: float
+    needs: tuple[str, ...] = ()
+
+
+def tables(name: str, picture: bool = False) -> tuple[str, ...]:
+    """Return the files of a benchmark of this name."""
+    ends = ("csv", "md", "png") if picture else ("csv", "md")
+    return tuple(f"benchmarks/results/{name}.{end}" for end in ends)
+
+
+TRAIN = "examples/train_mnist.py --train_batch_size 64"
+DIGITS = f"{TRAIN} --dataset_name digits --max_train_steps 3000"
+MAP = "examples/train_few_steps.py --num_trajectories 4000"
+SCRIPT = "huggingface/diffusers/v0.42.1/examples/unconditional_image_generation"
+
+#: What parts need first: files or folders, and the command (after `python`) that makes each.
+NEEDS = {
+    "outputs/mnist-3000-steps": f"{TRAIN} --dataset_name {{mnist}} --max_train_steps 3000",
+    "outputs/mnist-600-steps": f"{TRAIN} --dataset_name {{mnist}} --max_train_steps 600",
+    "outputs/mnist-narrow": f"{TRAIN} --dataset_name {{mnist}} --max_train_steps 2000 "
+    "--block_out_channels 16 32 32",
+    "outputs/mnist-map": f"{MAP} --model pretrained/mnist --max_train_steps 2500",
+    "outputs/digits": f"{DIGITS} --block_out_channels 32 64",
+    "outputs/digits-map": f"{MAP} --model outputs/digits --guidance_scale 2 "
+    "--max_train_steps 2000",
+    "outputs/unet": f"{DIGITS} --block_out_channels 16 32",
+    "outputs/dit": f"{DIGITS} --backbone transformer --attention_head_dim 16",
+    "outputs/train_unconditional.py": '-c "from urllib.request import urlretrieve as get; get('
+    f"'https://raw.githubusercontent.com/{SCRIPT}/train_unconditional.py', "
+    "'outputs/train_unconditional.py')\"",
+}
+
+PARTS = {
+    "gaussian_sde": Part(
+        "-m benchmarks.samplers.gaussian_sde --output_dir {out}",
+        tables("gaussian_sde", picture=True),
+        "docs/samplers.md",
+        1,
+    ),
+    "brownian": Part(
+        "-m benchmarks.samplers.brownian --output_dir {out}",
+        tables("brownian"),
+        "docs/names.md",
+        3,
+    ),
+    "certificate": Part(
+        "-m benchmarks.samplers.certificate --output_dir {out}",
+        tables("certificate"),
+        "docs/certificate.md",
+        1,
+    ),
+    "step": Part(
+        "-m benchmarks.step.cost --output_dir {out}",
+        tables("step"),
+        "docs/samplers.md",
+        2,
+    ),
+    "flow": Part(
+        "examples/animate.py --flow_map pretrained/mnist-one-step --output {out}/flow.gif",
+        ("docs/images/flow.gif",),
+        "README.md",
+        1,
+    ),
+    "panel": Part(
+        "-m benchmarks.networks.report --output {out}/samplers.png",
+        ("docs/images/samplers.png",),
+        "README.md",
+        0.2,
+    ),
+    "theory": Part(
+        "examples/plot_theory.py --output_dir {out}",
+        tuple(f"docs/images/{name}.png" for name in ("regression", "predictions", "ends")),
+        "docs/theory/predictions.md",
+        1,
+    ),
+    "sde": Part(
+        "-m benchmarks.samplers.sde --mnist {mnist} --output_dir {out}",
+        tables("sde", picture=True),
+        "docs/samplers.md",
+        5,
+    ),
+    "card": Part(
+        "examples/evaluate.py --model pretrained/mnist --dataset_name {mnist} --test_split test "
+        "--num_inference_steps 4 10 20 --num_likelihood_images 0 --output_dir {out}/card "
+        "--overwrite_output_dir",
+        ("pretrained/mnist/evaluation.json", "pretrained/mnist/evaluation.png"),
+        "pretrained/mnist/README.md",
+        4,
+    ),
+    "loss_by_time": Part(
+        "examples/plot_loss_by_time.py --model outputs/mnist-600-steps --dataset_name {mnist} "
+        "--output {out}/loss_by_time.png",
+        ("docs/images/loss_by_time.png",),
+        "docs/training.md",
+        10,
+        ("outputs/mnist-600-steps",),
+    ),
+    "one_evaluation_mnist": Part(
+        "-m benchmarks.networks.one_evaluation --teacher pretrained/mnist "
+        "--maps outputs/mnist-map pretrained/mnist-one-step --dataset_name {mnist} "
+        "--converged_steps 24 --calibration_samples 0 --num_samples 500 --picture "
+        "--name one_evaluation_mnist --output_dir {out}",
+        tables("one_evaluation_mnist"),
+        "docs/few_evaluations.md",
+        15,
+        ("outputs/mnist-map",),
+    ),
+    "one_evaluation_digits": Part(
+        "-m benchmarks.networks.one_evaluation --teacher outputs/digits "
+        "--maps outputs/digits-map --dataset_name digits --converged_steps 60 "
+        "--name one_evaluation_digits --output_dir {out}",
+        tables("one_evaluation_digits"),
+        "docs/few_evaluations.md",
+        10,
+        ("outputs/digits", "outputs/digits-map"),
+    ),
+    "network_sde": Part(
+        "-m benchmarks.networks.sde --models outputs/digits --dataset_name digits "
+        "--num_samples 449 --seeds 0 1 --output_dir {out}",
+        tables("network_sde"),
+        "docs/samplers.md",
+        10,
+        ("outputs/digits",),
+    ),
+    "inference": Part(
+        "-m benchmarks.inference.features --models outputs/dit outputs/unet --output_dir {out}",
+        tables("inference"),
+        "docs/inference.md",
+        10,
+        ("outputs/dit", "outputs/unet"),
+    ),
+    "ode": Part(
+        "-m benchmarks.samplers.ode --mnist {mnist} --output_dir {out}",
+        tables("ode", picture=True),
+        "docs/samplers.md",
+        60,
+    ),
+    "network": Part(
+        "-m benchmarks.networks.few_steps --models outputs/mnist-3000-steps "
+        "outputs/mnist-600-steps outputs/mnist-narrow --dataset_name {mnist} "
+        "--frechet_samples 200 --frechet_guidance_scales 1 3 7 --output_dir {out}",
+        tables("network", picture=True),
+        "docs/samplers.md",
+        110,
+        ("outputs/mnist-3000-steps", "outputs/mnist-600-steps", "outputs/mnist-narrow"),
+    ),
+    "train_quality": Part(
+        "-m benchmarks.training.quality --dataset_name {mnist} --num_samples 600 "
+        "--output_dir {out}",
+        tables("train_quality", picture=True),
+        "docs/training.md",
+        200,
+    ),
+    "train_speed": Part(
+        "-m benchmarks.training.speed --dataset_name {mnist} --train_batch_size 64 --steps 4 "
+        "--rounds 7 --variant_rounds 3 --train_unconditional outputs/train_unconditional.py "
+        "--output_dir {out}",
+        tables("train_speed"),
+        "docs/training.md",
+        20,
+        ("outputs/train_unconditional.py",),
+    ),
+}
