@@ -55,9 +55,9 @@ class Mutation:
         runs = self.learn(session)
         self.caches, self.functions = [], defaultdict(list)
         for found in gc.get_objects():
-            if isinstance(found, functools._lru_cache_wrapper):
+            if type(found) is functools._lru_cache_wrapper:
                 self.caches.append(found)
-            elif isinstance(found, FunctionType):
+            elif type(found) is FunctionType:
                 code = found.__code__
                 self.functions[code.co_filename, code.co_name, code.co_firstlineno].append(found)
         if self.tried(session, None, session.items) == "killed":
