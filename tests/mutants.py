@@ -49,17 +49,22 @@ class Mutant:
         where = f"{self.file.relative_to(SOURCE)}:{self.node.lineno}"
         return f"{where} `{was[:90]}` -> `{now[:90]}`"
 
-    def code(self):
-        """Return the code object of the function with the fault."""
-        here, fault = place(self.node), self.fault
+    def codes(self):
+        """Return pairs of code objects: those that the fault changes, without it and with it."""
+        here, fault, text = place(self.node), self.fault, self.file.read_text()
 
         class Put(ast.NodeTransformer):
             def visit(self, node):
                 return fault if place(node) == here else self.generic_visit(node)
 
-        tree = ast.fix_missing_locations(Put().visit(ast.parse(self.file.read_text())))
-        found = codes(compile(tree, str(self.file), "exec"))
-        return next(c for c in found if (c.co_name, c.co_firstlineno) == self.function)
+        trees = ast.parse(text), ast.fix_missing_locations(Put().visit(ast.parse(text)))
+        before, after = (functions(compile(tree, str(self.file), "exec")) for tree in trees)
+        if len(before) != len(after):  # a lambda is left out: that of the function itself
+            before, after = (
+                [c for c in found if (c.co_name, c.co_firstlineno) == self.function]
+                for found in (before, after)
+            )
+        return [(b, a) for b, a in zip(before, after, strict=True) if b != a]
 
 
 def place(node):
@@ -68,12 +73,10 @@ def place(node):
     return type(node), *(getattr(node, name, None) for name in names)
 
 
-def codes(code):
-    """Yield all code objects in one."""
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield inner
-            yield from codes(inner)
+def functions(code):
+    """Return the code objects of all functions in one, in the order of the source."""
+    inner = [c for c in code.co_consts if isinstance(c, CodeType)]
+    return inner + [c for function in inner for c in functions(function)]
 
 
 def changed(node, **fields):

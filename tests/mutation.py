@@ -1,7 +1,7 @@
 """Mutation testing of the mathematics: which small faults in its source no test would notice.
 
     python tests/mutation.py                               # a sample of 250 of all mutants
-    python tests/mutation.py --sample 40 tests/test_paths.py tests/test_solvers.py
+    python tests/mutation.py tests/test_paths.py --sample 40
     python tests/mutation.py --mutants 17 203             # these two alone
 
 A sample of the mutants (tests/mutants.py) is drawn with a fixed seed. The tests run once, to learn
@@ -58,8 +58,7 @@ class Mutation:
             if type(found) is functools._lru_cache_wrapper:
                 self.caches.append(found)
             elif type(found) is FunctionType:
-                code = found.__code__
-                self.functions[code.co_filename, code.co_name, code.co_firstlineno].append(found)
+                self.functions[found.__code__].append(found)
         if self.tried(session, None, session.items) == "killed":
             raise pytest.UsageError("a test fails in a forked process without a fault")
         for number, mutant in self.sample:
@@ -108,9 +107,9 @@ class Mutation:
         for cached in self.caches:
             cached.cache_clear()
         if mutant is not None:
-            code = mutant.code()
-            for function in self.functions[(str(mutant.file), *mutant.function)]:
-                function.__code__ = code
+            for before, after in mutant.codes():
+                for function in self.functions[before]:
+                    function.__code__ = after
         for item, following in zip(items, [*items[1:], None], strict=True):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if session.testsfailed or time.process_time() > MOST:
@@ -126,7 +125,8 @@ def table(sample, result):
         killed = sum(result[number] == "killed" for number in tried)
         rows.append(f"| `{package}` | {len(tried)} | {killed} |")
     n, k = len(result), sum(kind == "killed" for kind in result.values())
-    centre, half = (k + 2) / (n + 4), 2 * math.sqrt((k + 2) * (n - k + 2) / (n + 4) ** 3)
+    z, most = 1.96, n + 1.96**2  # Wilson's interval
+    centre, half = (k + z**2 / 2) / most, z / most * math.sqrt(k * (n - k) / n + z**2 / 4)
     rows.append(f"| all | {n} | {k}: {centre - half:.1%} to {centre + half:.1%} |")
     return "\n".join(rows)
 
