@@ -12,7 +12,7 @@ else
 TORCH ?= torch==2.13.0+cpu
 endif
 
-.PHONY: demo test test-slow coverage versions bench docs style check clean
+.PHONY: demo test test-slow coverage mutants versions bench docs style check clean
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,10 @@ coverage: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(CORES) --dist loadgroup -q
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
+
+# Which small faults in the mathematics the quick tests would not notice.
+mutants: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py
 
 # The oldest and the newest releases that setup.cfg allows, each in an environment of its own.
 versions: $(VENV)/installed

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from covers import covering
 from foreign_networks import (
     CLASSES,
     COEFFICIENTS,
@@ -139,11 +140,18 @@ def test_samples_follow_the_exact_flow_of_gaussian_data(name):
     torch.testing.assert_close(drawn, mean + end * eps, rtol=0, atol=2e-3)
 
 
+SDES = [
+    *((name, "memoryless") for name in MAKERS if not name.startswith(("sit", "edm"))),
+    *((name, "beta") for name in MAKERS if left(name)),
+    *(("repa-linear", "linear"), ("repa-cosine", "linear"), ("meanflow", "constant")),
+]
+#: One of each project and coefficient; test_samples_are_those_of_our_exact_field has all names.
+FIRST = {(name.split("-")[0], diffusion): (name, diffusion) for name, diffusion in SDES[::-1]}
+
+
 @pytest.mark.parametrize(
     ("name", "diffusion"),
-    [(name, "memoryless") for name in MAKERS if not name.startswith(("sit", "edm"))]
-    + [(name, "beta") for name in MAKERS if left(name)]
-    + [("repa-linear", "linear"), ("repa-cosine", "linear"), ("meanflow", "constant")],
+    [pytest.param(*s, marks=() if s in FIRST.values() else pytest.mark.slow) for s in SDES],
 )
 def test_sdes_have_the_standard_deviation_of_the_data(name, diffusion):
     pipe = make(name, diffusion=diffusion)
@@ -199,9 +207,10 @@ def test_coupled_noise_has_no_score():
         assert torch.equal(convert(path, *given), convert(independent, *given))
 
 
-@pytest.mark.parametrize("diffusion", [None, "memoryless"])
-@pytest.mark.parametrize("guidance_scale", [None, 1.0, 2.0])
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    ("name", "guidance_scale", "diffusion"),
+    covering(MAKERS, [None, 1.0, 2.0], [None, "memoryless"]),
+)
 def test_samples_are_those_of_our_exact_field(name, guidance_scale, diffusion):
     pipe = make(name, guidance_scale is not None, diffusion=diffusion)
     scheduler, x = pipe.scheduler, 2 * noise()

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 import torch
-from covers import cross
+from covers import covering
 from oracles import GAUSSIAN, marginal_std, mixture
 
 from fm_diffusers.paths import PATHS, Linear
@@ -34,9 +34,7 @@ def counted(field):
     return count, times
 
 
-@pytest.mark.parametrize(
-    ("path_name", "prediction"), cross(PATHS, PREDICTIONS, "linear", "discrete", "velocity")
-)
+@pytest.mark.parametrize(("path_name", "prediction"), covering(PATHS, PREDICTIONS))
 def test_the_flow_of_a_gaussian_is_exact(path_name, prediction):
     """From one end to the other and back; no evaluation lies beyond."""
     path = PATHS[path_name]()

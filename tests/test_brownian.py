@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from covers import each
 from loops import brownian, loop, model_of, seeded, start
 from oracles import NO_SDES
 
@@ -63,8 +64,8 @@ def test_the_clock_is_that_of_the_closed_form(path, diffusion, scale):
     assert torch.equal(BrownianClock(clock.path, only)(T), clock(T))
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("diffusion", DIFFUSIONS)
+@each("path", PATHS)
 def test_every_clock_rises_and_is_finite_at_the_data(diffusion, path):
     clock = BrownianClock(PATHS[path](), get_diffusion(diffusion))
     with warnings.catch_warnings():

@@ -5,7 +5,7 @@ Tensors of the meta device have no values: asking one for a number raises, as wa
 
 import pytest
 import torch
-from covers import cross
+from covers import covering
 from loops import told
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -52,22 +52,17 @@ def exercise(**config):
     assert x.dtype == torch.float32 and x.shape == SAMPLES.shape
 
 
-@pytest.mark.parametrize(
-    ("path", "diffusion"), cross(PATHS, [None, *DIFFUSIONS], "discrete", None, "memoryless")
-)
+@pytest.mark.parametrize(("path", "diffusion"), covering(PATHS, [None, *DIFFUSIONS]))
 def test_no_float64_leaves_the_cpu_on_any_path(path, diffusion):
     exercise(path=path, diffusion=diffusion)
 
 
-@pytest.mark.parametrize("diffusion", [None, "memoryless"])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("solver", "diffusion"), covering(SOLVERS, [None, "memoryless"]))
 def test_no_float64_leaves_the_cpu_with_any_solver(solver, diffusion):
     exercise(solver=solver, diffusion=diffusion)
 
 
-@pytest.mark.parametrize(
-    ("sampling_path", "prediction"), cross(PATHS, PREDICTIONS, "cosine", "epsilon")
-)
+@pytest.mark.parametrize(("sampling_path", "prediction"), covering(PATHS, PREDICTIONS))
 def test_no_float64_leaves_the_cpu_on_another_path(sampling_path, prediction):
     exercise(path="discrete", sampling_path=sampling_path, prediction_type=prediction)
 

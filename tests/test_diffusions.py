@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from covers import each
 from oracles import RATES, STEPS
 
 from fm_diffusers.diffusions import DIFFUSIONS, Diffusion, get_diffusion, windowed
@@ -34,9 +35,9 @@ SQUARES = {
 }
 
 
-@pytest.mark.parametrize("path", [make() for make in PATHS.values()], ids=repr)
+@each("path", [make() for make in PATHS.values()])
 @pytest.mark.parametrize("name", RATES)
-@pytest.mark.parametrize("scale", [0.6, 1.7])
+@each("scale", [0.6, 1.7])
 def test_coefficients_are_those_of_the_literature(path, name, scale):
     diffusion, p = get_diffusion(name, scale), path(INSIDE)
     expected = SQUARES[name](scale, INSIDE, p, p.d_alpha * p.beta - p.alpha * p.d_beta)
@@ -44,9 +45,9 @@ def test_coefficients_are_those_of_the_literature(path, name, scale):
     torch.testing.assert_close(diffusion.noise_weight(path, INSIDE), expected / (2 * p.beta))
 
 
-@pytest.mark.parametrize("path", [make() for make in PATHS.values()], ids=repr)
+@each("path", [make() for make in PATHS.values()])
 @pytest.mark.parametrize("name", RATES)
-@pytest.mark.parametrize(("t", "s"), [(0.05, 0.06), (0.3, 0.7), (0.5, 0.999)])
+@each(("t", "s"), [(0.05, 0.06), (0.3, 0.7), (0.5, 0.999)])
 def test_the_integral_is_the_integral(path, name, t, s):
     nodes = torch.linspace(t, s, 20_001, dtype=torch.float64)
     rates = DIFFUSIONS[name].squared(path, nodes) / (2 * path.beta(nodes) ** 2)
@@ -100,10 +101,10 @@ def test_every_row_has_its_formula_here():
     assert set(SQUARES) == set(RATES) and set(KEPT) == set(STEPS)
 
 
-@pytest.mark.parametrize("path", [make() for make in PATHS.values()], ids=repr)
+@each("path", [make() for make in PATHS.values()])
 @pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize(("v", "w"), [(0.9, 0.85), (0.6, 0.599), (0.5, 0.02), (0.95, 0.3)])
+@each("scale", [0.0, 0.3, 1.0])
+@each(("v", "w"), [(0.9, 0.85), (0.6, 0.599), (0.5, 0.02), (0.95, 0.3)])
 def test_steps_forget_what_their_formula_says_at_equal_snrs_on_every_path(name, path, scale, v, w):
     ends = path.time(torch.logit(torch.tensor([1 - v, 1 - w], dtype=torch.float64)))
     kept = torch.exp(-2 * get_diffusion(name, scale).integral(path, *ends)).item()
@@ -134,7 +135,7 @@ def test_where_alpha_is_zero_the_end_of_the_step_says_what_it_is_divided_by(name
     assert torch.equal(diffusion.squared(Linear(), inside, (inside, s)), usual)
 
 
-@pytest.mark.parametrize("path", [make() for make in PATHS.values()], ids=repr)
+@each("path", [make() for make in PATHS.values()])
 @pytest.mark.parametrize("name", DIFFUSIONS)
 def test_a_window_leaves_the_steps_inside_as_they_are_and_silences_the_others(name, path):
     grid = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from covers import covering
 from diffusers import (
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -84,7 +85,9 @@ def kind(request):
     return KINDS[request.param]
 
 
-@pytest.mark.parametrize("diffusion", [None, "memoryless"])
+@pytest.mark.parametrize(
+    ("kind", "diffusion"), covering(KINDS, [None, "memoryless"]), indirect=["kind"]
+)
 def test_strength_goes_from_the_image_to_one_drawn_from_noise(kind, diffusion):
     make, channels, side, asked = kind
     pipe, image = make(diffusion=diffusion), as_tensor(pictures(channels, side))
@@ -105,8 +108,11 @@ def test_strength_goes_from_the_image_to_one_drawn_from_noise(kind, diffusion):
     assert torch.equal(edit(pipe, image, **asked), edit(pipe, image, strength=0.8, **asked))
 
 
-@pytest.mark.parametrize("diffusion", [None, "memoryless"])
-@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize(
+    ("kind", "strength", "diffusion"),
+    covering(KINDS, [1.0, 0.5], [None, "memoryless"]),
+    indirect=["kind"],
+)
 def test_black_pixels_of_a_mask_come_back_bit_for_bit(kind, strength, diffusion):
     make, channels, side, asked = kind
     pipe, bytes_ = make(diffusion=diffusion), pictures(channels, side)

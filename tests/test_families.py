@@ -59,6 +59,7 @@ def test_every_scheduler_of_diffusers_is_in_the_table():
     assert found - torchsde == {f"{name}Scheduler" for name in CLASSES}
 
 
+@pytest.mark.parametrize("convert", ["json", "memory"], indirect=True)
 @pytest.mark.parametrize("name", CLASSES)
 def test_family_of_every_scheduler_of_diffusers(name, convert):
     source = getattr(diffusers, f"{name}Scheduler")(**REQUIRED.get(name, {}))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from covers import covering
 from oracles import moments, slope
 
 from fm_diffusers.diffusions import DIFFUSIONS, get_diffusion, windowed
@@ -73,8 +74,7 @@ def test_the_bias_that_is_fitted_is_that_of_the_run_and_its_derivatives_are(diff
 LARGEST = {7: 0.05, 8: 0.042, 16: 0.006, 32: 0.0015, 64: 0.0006}
 
 
-@pytest.mark.parametrize("n", LARGEST)
-@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+@pytest.mark.parametrize(("diffusion", "n"), covering(DIFFUSIONS, LARGEST))
 @pytest.mark.filterwarnings("ignore:the diffusion .* asks for steps of K")
 def test_data_of_every_width_is_sampled_with_little_bias(diffusion, n):
     assert np.abs(bias(solver(diffusion), grid(n))).max() < LARGEST[n]

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from covers import covering
 from diffusers import FlowMapEulerDiscreteScheduler
 
 from fm_diffusers import DIFFUSIONS, PATHS, GaussianFlowScheduler
@@ -58,8 +59,7 @@ def started(scheduler, noise=X):
     return [c.alpha * MEAN + (c.alpha**2 * STD**2 + c.beta**2).sqrt() * noise for c in ends]
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTIONS)
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("path", "prediction_type"), covering(PATHS, PREDICTIONS))
 def test_any_number_of_steps_gives_the_exact_end(path, prediction_type):
     for steps in COUNTS:
         scheduler = make(steps, path=path, prediction_type=prediction_type)
@@ -98,8 +98,10 @@ def moments(scheduler):
     return x[0, 0], (x[1:] - x[:1]).norm()
 
 
-@pytest.mark.parametrize("path", ["linear", "cosine", "variance_preserving", "polynomial"])
-@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+@pytest.mark.parametrize(
+    ("diffusion", "path"),
+    covering(DIFFUSIONS, ["linear", "cosine", "variance_preserving", "polynomial"]),
+)
 def test_the_marginal_of_an_sde_is_exact(diffusion, path):
     for steps in (1, 2, 4):
         mean, std = moments(make(steps, path=path, diffusion=diffusion))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from covers import covering
 from oracles import STD, gaussian_std_by_sources
 
 from benchmarks.samplers import gaussian_sde
@@ -39,9 +40,10 @@ def rounded(text):
     return float(digits), 0.51 * 10.0**-decimals
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("solver", ["predictor_corrector", "ddim"])
-@pytest.mark.parametrize("diffusion", ["memoryless", "constant", "beta"])
+@pytest.mark.parametrize(
+    ("solver", "path", "diffusion"),
+    covering(["predictor_corrector", "ddim"], PATHS, ["memoryless", "constant", "beta"]),
+)
 def test_the_schedulers_bias_is_that_of_the_solver(solver, path, diffusion):
     """The scheduler's loop and `integrate`, on fields that are written down twice."""
     scheduler = GaussianFlowScheduler(path=path, solver=solver, diffusion=diffusion)

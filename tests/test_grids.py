@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from covers import each
 from diffusers import FlowMatchEulerDiscreteScheduler
 from scipy import stats
 
@@ -63,9 +64,9 @@ CUTS = [
 ]
 
 
-@pytest.mark.parametrize(("t_min", "t_max"), [(0.0, 1.0), (0.1, 0.9)])
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 50])
-@pytest.mark.parametrize("path_name", PATHS)
+@each(("t_min", "t_max"), [(0.0, 1.0), (0.1, 0.9)])
+@each("n", [1, 2, 3, 7, 50])
+@each("path_name", PATHS)
 @pytest.mark.parametrize("name", OWN)
 def test_n_steps_rise_strictly_between_exact_ends(name, path_name, n, t_min, t_max):
     times = GRIDS[name](n, PATHS[path_name](), t_min, t_max)
@@ -75,8 +76,8 @@ def test_n_steps_rise_strictly_between_exact_ends(name, path_name, n, t_min, t_m
     assert (times[0].item(), times[-1].item()) == (t_min, t_max)
 
 
-@pytest.mark.parametrize("n", [2, 9, 50])
-@pytest.mark.parametrize("path_name", WHOLE)
+@each("n", [2, 9, 50])
+@each("path_name", WHOLE)
 @pytest.mark.parametrize("name", [name for name in OWN if name != "uniform"])
 def test_grids_stop_at_the_same_log_snr_on_every_path(name, path_name, n):
     expected = Linear().log_snr(GRIDS[name](n, Linear()))
@@ -85,7 +86,7 @@ def test_grids_stop_at_the_same_log_snr_on_every_path(name, path_name, n):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("path_name", PATHS)
+@each("path_name", PATHS)
 @pytest.mark.parametrize("name", VARIABLES)
 def test_steps_are_equal_in_the_variable_of_the_grid(name, path_name):
     path = PATHS[path_name]()
@@ -217,7 +218,7 @@ def test_a_cut_far_from_an_end_of_finite_ratio_warns(grid, path, kwargs, message
         GRIDS[grid](6, path, **kwargs)
 
 
-@pytest.mark.parametrize("path_name", PATHS)
+@each("path_name", PATHS)
 @pytest.mark.parametrize("grid", OWN)
 def test_no_grid_warns_by_itself(grid, path_name, recwarn):
     GRIDS[grid](6, PATHS[path_name]())

@@ -183,9 +183,20 @@ def load_in_every_way():
     return {way.__name__: way() for way in ways}
 
 
+def push_and_train():
+    return {"pipelines": push(), "script": train_and_push_twice()}
+
+
 @pytest.fixture(scope="module")
-def pushed(hub):
-    return run(push, hub.env)
+def told(hub):
+    """What one process says that pushes pipelines, and then trains one and pushes that."""
+    hub.repos["dataset", "ylecun/mnist"] = mnist_repository()
+    return run(push_and_train, hub.env)
+
+
+@pytest.fixture(scope="module")
+def pushed(told):
+    return told["pipelines"]
 
 
 @pytest.fixture(scope="module")
@@ -296,9 +307,8 @@ def train_and_push_twice():
     return told
 
 
-def test_the_script_trains_on_the_hub_and_pushes_what_belongs_there(hub):
-    hub.repos["dataset", "ylecun/mnist"] = mnist_repository()
-    told = run(train_and_push_twice, hub.env)
+def test_the_script_trains_on_the_hub_and_pushes_what_belongs_there(told):
+    told = told["script"]
     assert told["private"] and told["token_in"] == []
     assert set(told["first"]["files"]) == {
         "README.md",

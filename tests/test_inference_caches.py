@@ -107,8 +107,13 @@ CACHES = {
         TRANSFORMERS,
     ),
 }
-CASES = [(cache, pipe, None) for cache, (_, _, pipes) in CACHES.items() for pipe in pipes]
-CASES += [("first block", "labels", "memoryless"), ("taylor unet", "text", "memoryless")]
+CASES = [("first block", "labels", "memoryless"), ("taylor unet", "text", "memoryless")]
+#: In the fast run the first and the last; test_inference_features.py runs caches on the others.
+CASES += [
+    pytest.param(cache, pipe, None, marks=pytest.mark.slow if pipe in pipes[1:-1] else ())
+    for cache, (_, _, pipes) in CACHES.items()
+    for pipe in pipes
+]
 
 
 def work(pipe, **asked):
@@ -127,9 +132,7 @@ def work(pipe, **asked):
     return samples, sum(computed)
 
 
-@pytest.mark.parametrize(
-    ("cache", "name", "diffusion"), CASES, ids=["-".join(map(str, case)) for case in CASES]
-)
+@pytest.mark.parametrize(("cache", "name", "diffusion"), CASES)
 def test_a_cache_saves_work_and_one_that_keeps_nothing_changes_nothing(cache, name, diffusion):
     pipe, asked = PIPES[name](diffusion=diffusion), ASKED[name]
     plain, all_work = work(pipe, **asked)

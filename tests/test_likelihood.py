@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from covers import cross
+from covers import covering
 from oracles import GAUSSIAN, STD, mixture
 from tiny_networks import plain_unet
 from torch.autograd.functional import jacobian
@@ -77,9 +77,7 @@ def ends(path_name, prediction):
 # --- densities -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("path_name", "prediction"), cross(PATHS, PREDICTIONS, "linear", "discrete", "velocity")
-)
+@pytest.mark.parametrize(("path_name", "prediction"), covering(PATHS, PREDICTIONS))
 def test_the_density_of_a_mixture_is_exact(path_name, prediction):
     """Up to the sampler's noise, which is the marginal at the start nearly: by a known factor."""
     path, data = PATHS[path_name](), mixture()

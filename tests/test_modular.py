@@ -7,6 +7,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from covers import covering
 from diffusers import (
     ComponentsManager,
     FlowMatchEulerDiscreteScheduler,
@@ -96,8 +97,7 @@ def loaded(pipe):
 # --- the same images -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("name", PIPES)
+@pytest.mark.parametrize(("name", "config"), covering(PIPES, CONFIGS))
 def test_the_blocks_draw_what_the_pipeline_draws_bit_for_bit(name, config):
     pipe = PIPES[name](**CONFIGS[config])
     blocks = modular(pipe)

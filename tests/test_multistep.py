@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from covers import covering
 from oracles import gaussian_std, marginal_std, mixture, nonlinear_error, slope
 
 from fm_diffusers.diffusions import DIFFUSIONS, Diffusion, get_diffusion
@@ -22,10 +23,10 @@ from fm_diffusers.solvers import (
 # --- multistep methods ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("corrector", [False, True])
-@pytest.mark.parametrize("solver_order", [1, 2, 3])
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("variable", VARIABLES)
+@pytest.mark.parametrize(
+    ("variable", "form", "solver_order", "corrector"),
+    covering(VARIABLES, FORMS, [1, 2, 3], [False, True]),
+)
 def test_orders_of_multistep_methods_in_every_form_and_variable(
     variable, form, solver_order, corrector
 ):
@@ -103,8 +104,7 @@ def test_memoryless_dpm_solver_is_diffusers_sde_dpm_solver(solver_type):
 # --- strength ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
-@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+@pytest.mark.parametrize(("diffusion", "scale"), covering(DIFFUSIONS, [0.01, 1.0, 30.0]))
 @pytest.mark.filterwarnings("ignore:the diffusion .* asks for steps of K")
 def test_any_strength_is_finite_from_one_step_up_and_exact_at_250(diffusion, scale):
     path, scale = Linear(), min(scale, DIFFUSIONS[diffusion].largest_scale)

@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from covers import each
 from diffusers import (
     DDIMScheduler,
     EulerAncestralDiscreteScheduler,
@@ -369,9 +370,9 @@ def test_what_a_solver_of_higher_order_cannot_follow_is_told(solver):
 # --- noise where it is wanted --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path_name", ["linear", "cosine", "variance_exploding"])
 @pytest.mark.parametrize("diffusion", DIFFUSIONS)
-@pytest.mark.parametrize("name", ["euler", "ddim", "euler_maruyama"])
+@each("path_name", ["linear", "cosine", "variance_exploding"])
+@each("name", ["euler", "ddim", "euler_maruyama"])
 def test_steps_outside_a_window_are_those_of_the_ode_bit_for_bit(name, diffusion, path_name):
     if not takes(name, diffusion):
         pytest.skip("it needs a rate")

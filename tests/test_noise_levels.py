@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from covers import each
 
 from fm_diffusers.grids import (
     GRIDS,
@@ -32,7 +33,7 @@ def logistic(path, n=12):
 # --- shifts --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shift", [0.1, 1 / 3, 1.0, 3.0, 17.0])
+@each("shift", [0.1, 1 / 3, 1.0, 3.0, 17.0])
 @pytest.mark.parametrize("path_name", PATHS)
 def test_a_shift_keeps_the_ends_of_every_path_and_the_order_between(path_name, shift):
     path = PATHS[path_name]()
@@ -89,8 +90,8 @@ def test_impossible_shifts_say_why(path, arguments, message):
         shift_times(path, logistic(path)[:-1], *arguments)
 
 
-@pytest.mark.parametrize("shift", [0.1, 3.0, 17.0])
-@pytest.mark.parametrize("sampling_path", PATHS)
+@each("shift", [0.1, 3.0, 17.0])
+@each("sampling_path", PATHS)
 @pytest.mark.parametrize("path_name", PATHS)
 def test_a_shift_leaves_no_time_that_the_path_of_the_model_lacks(path_name, sampling_path, shift):
     model, own = PATHS[path_name](), PATHS[sampling_path]()
@@ -166,7 +167,7 @@ def test_only_rounding_is_taken_back():
 # --- what networks are fed -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampling_path", PATHS)
+@each("sampling_path", PATHS)
 @pytest.mark.parametrize("path_name", PATHS)
 def test_common_times_are_those_that_both_paths_have(path_name, sampling_path):
     model, own = PATHS[path_name](), PATHS[sampling_path]()
@@ -177,8 +178,8 @@ def test_common_times_are_those_that_both_paths_have(path_name, sampling_path):
     torch.testing.assert_close(ratios, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("convention", TIME_CONVENTIONS)
-@pytest.mark.parametrize("sampling_path", PATHS)
+@each("convention", TIME_CONVENTIONS)
+@each("sampling_path", PATHS)
 @pytest.mark.parametrize("path_name", PATHS)
 def test_times_come_back_from_what_the_network_is_fed(path_name, sampling_path, convention):
     """For every pair of paths and in both precisions, up to the ends that both paths have."""

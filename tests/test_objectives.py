@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from covers import each
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from oracles import mixture
 
@@ -22,8 +23,8 @@ OUTPUT = torch.randn(64, 3, generator=GENERATOR).double()
 
 
 @pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("on", PREDICTIONS)
+@each("prediction", PREDICTIONS)
+@each("on", PREDICTIONS)
 def test_a_loss_on_any_kind_is_the_squared_error_of_that_kind(name, prediction, on):
     path = PATHS[name]()
     x = path.flow_map(Z, EPS, T)

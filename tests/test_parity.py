@@ -6,6 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from covers import covering
 from swapping import X, assert_same, network, sample, timeless
 
 # --- flow models ---------------------------------------------------------------------------------
@@ -58,10 +59,9 @@ MODELS += [{f"use_{kind}_sigmas": True} for kind in ("karras", "exponential", "b
 MODELS += [{"flow_shift": shift, **USE_FLOW} for shift in (1.0, 3.0)]
 
 
-@pytest.mark.parametrize("n", [10, 20])
-@pytest.mark.parametrize("model", MODELS, ids=str)
-@pytest.mark.parametrize(("solver", "order"), ORDERS)
-def test_multistep_solvers_are_theirs(solver, order, model, n, convert):
+@pytest.mark.parametrize(("scheme", "model", "n"), covering(ORDERS, MODELS, [10, 20]))
+def test_multistep_solvers_are_theirs(scheme, model, n, convert):
+    solver, order = scheme
     theirs = MULTISTEP[solver](solver_order=order, **model)
     last = {"lower_order_final": n < 15} if solver == "dpm_solver++" else {}
     ours = convert(theirs, solver=solver, solver_kwargs={"solver_order": order, **last})
@@ -86,9 +86,9 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("table", TABLES)
-@pytest.mark.parametrize("theirs", ["DDIM", "DDPM"])
+@pytest.mark.parametrize(
+    ("theirs", "table", "spacing"), covering(["DDIM", "DDPM"], TABLES, SPACINGS)
+)
 def test_ddim_is_ddim_and_memoryless_it_is_ddpm(theirs, table, spacing, convert):
     cls, seed = getattr(diffusers, f"{theirs}Scheduler"), 3 if theirs == "DDPM" else None
     known = {k: v for k, v in TABLES[table].items() if k in cls().config}

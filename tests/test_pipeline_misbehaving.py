@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from covers import covering
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from test_pipeline import CLASSES, STEPS, draw, generators, make_pipe, make_unet
 from test_pipeline_text import LENGTH, WIDTH, make_text_pipe
@@ -95,8 +96,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize(("wrong", "guidance_scale"), covering(WRONG, [1.0, 2.0]))
 def test_what_is_no_prediction_for_each_sample_is_refused(wrong, guidance_scale):
     change, got = WRONG[wrong]
     n = 4 if guidance_scale == 1 else 8

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from covers import covering
 from oracles import gaussian_std, gaussian_std_by_sources, marginal_std, moments, slope
 
 from fm_diffusers.diffusions import Diffusion, get_diffusion
@@ -45,8 +46,9 @@ def grid(n, path, noisy=True):
 # --- weights that sum to one ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [1.0, 10.0, 1e4])
-@pytest.mark.parametrize(("name", "solver_order"), ORDERS)
+@pytest.mark.parametrize(
+    ("name", "solver_order", "scale"), covering(MULTISTEP, (1, 2, 3, 4), [1.0, 10.0, 1e4])
+)
 def test_data_at_one_point_is_reached_whatever_the_strength(name, solver_order, scale):
     """A data prediction that never changes is integrated exactly, however long the overshoot."""
     for path_name in WHOLE:
@@ -60,9 +62,9 @@ def test_data_at_one_point_is_reached_whatever_the_strength(name, solver_order, 
         torch.testing.assert_close(end, point, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("path_name", PATHS)
-@pytest.mark.parametrize("scale", [1.0, 10.0, 1e4])
-@pytest.mark.parametrize("name", MULTISTEP)
+@pytest.mark.parametrize(
+    ("name", "scale", "path_name"), covering(MULTISTEP, [1.0, 10.0, 1e4], PATHS)
+)
 def test_one_slope_is_ddim_whatever_the_strength(name, scale, path_name):
     """The exact Ornstein-Uhlenbeck step has no quadrature."""
     path, diffusion = PATHS[path_name](), get_diffusion("constant", scale)
@@ -98,10 +100,10 @@ def test_moments_agree_with_sources_carried_one_by_one():
 # --- rules for the slope -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver_type", RULES)
-@pytest.mark.parametrize("variable", VARIABLES)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("corrector", [False, True])
+@pytest.mark.parametrize(
+    ("form", "variable", "solver_type", "corrector"),
+    covering(FORMS, VARIABLES, RULES, [False, True]),
+)
 def test_every_rule_is_of_second_order_and_finite_from_end_to_end(
     form, variable, solver_type, corrector
 ):
@@ -116,9 +118,7 @@ def test_every_rule_is_of_second_order_and_finite_from_end_to_end(
     assert (mean, std) == (pytest.approx(0.7, abs=1e-3), pytest.approx(0.5, rel=0.02))
 
 
-@pytest.mark.parametrize("path_name", PATHS)
-@pytest.mark.parametrize("solver_type", RULES)
-@pytest.mark.parametrize("name", MULTISTEP)
+@pytest.mark.parametrize(("name", "solver_type", "path_name"), covering(MULTISTEP, RULES, PATHS))
 def test_every_rule_of_every_solver_samples_every_path(name, solver_type, path_name):
     path = PATHS[path_name]()
     for diffusion in (None, get_diffusion("beta", 0.3)):

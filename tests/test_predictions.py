@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from covers import each
 from oracles import mixture
 
 from fm_diffusers.paths import PATHS, Linear
@@ -54,7 +55,7 @@ def test_conversions_of_exact_fields_agree_and_exist_wherever_they_can(name, t):
 
 
 @pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize(("source", "goal"), PAIRS)
+@each(("source", "goal"), PAIRS)
 def test_conversions_there_and_back_are_the_identity(name, source, goal):
     path, t = PATHS[name](), torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     x, q = torch.randn(2, 19, 2, generator=torch.Generator().manual_seed(0)).double()
@@ -64,7 +65,7 @@ def test_conversions_there_and_back_are_the_identity(name, source, goal):
 
 
 @pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize(("source", "goal"), PAIRS)
+@each(("source", "goal"), PAIRS)
 def test_conversions_carry_conditional_targets_into_each_other(name, source, goal):
     path, t = PATHS[name](), torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     z, eps = torch.randn(2, 19, 2, generator=torch.Generator().manual_seed(0)).double()

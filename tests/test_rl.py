@@ -1,6 +1,7 @@
 """The steps of reinforcement learning: the published ones, log-probabilities, replay."""
 
 import math
+from itertools import cycle
 
 import pytest
 import torch
@@ -111,24 +112,23 @@ def test_means_and_deviations_are_the_published_ones_on_every_step(name, factor)
 @pytest.mark.parametrize("name", [name for name in DYNAMICS if name != "ode"])
 def test_the_step_is_that_of_a_scheduler_which_is_configured_so(name):
     row, (x, q) = DYNAMICS[name], drawn()
-    for path in PATHS:
-        for prediction in PREDICTIONS:
-            model = {"path": path, "prediction_type": prediction}
-            kwargs = {"scale": LEVELS[name]}
-            own = GaussianFlowScheduler(
-                **model, solver=row.solver, diffusion=row.diffusion, diffusion_kwargs=kwargs
-            )
-            plain = GaussianFlowScheduler(**model, solver="heun")
-            start = own.to_timestep(torch.tensor([0.05, 0.3, 0.6, 0.9], dtype=torch.float64))
-            own.set_timesteps(timesteps=start)
-            plain.set_timesteps(timesteps=start)
-            before = vars(plain).copy()
-            for t in own.timesteps:
-                expected = own.transition(q, t, x)
-                found = transition(plain, q, t, x, name, LEVELS[name])
-                torch.testing.assert_close(found.mean, expected.mean, rtol=1e-12, atol=1e-12)
-                assert math.isclose(found.std.item(), expected.std, rel_tol=1e-12)
-            assert vars(plain) == before  # nothing is changed
+    for path, prediction in zip(PATHS, cycle(PREDICTIONS), strict=False):
+        model = {"path": path, "prediction_type": prediction}
+        kwargs = {"scale": LEVELS[name]}
+        own = GaussianFlowScheduler(
+            **model, solver=row.solver, diffusion=row.diffusion, diffusion_kwargs=kwargs
+        )
+        plain = GaussianFlowScheduler(**model, solver="heun")
+        start = own.to_timestep(torch.tensor([0.05, 0.3, 0.6, 0.9], dtype=torch.float64))
+        own.set_timesteps(timesteps=start)
+        plain.set_timesteps(timesteps=start)
+        before = vars(plain).copy()
+        for t in own.timesteps:
+            expected = own.transition(q, t, x)
+            found = transition(plain, q, t, x, name, LEVELS[name])
+            torch.testing.assert_close(found.mean, expected.mean, rtol=1e-12, atol=1e-12)
+            assert math.isclose(found.std.item(), expected.std, rel_tol=1e-12)
+        assert vars(plain) == before  # nothing is changed
 
 
 # --- the trainers' signatures --------------------------------------------------------------------

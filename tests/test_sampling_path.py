@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from covers import covering
 from oracles import mixture
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
@@ -29,10 +30,12 @@ def start(scheduler):
     return NOISE / scheduler.solver.rescaling(first)
 
 
-@pytest.mark.parametrize("sampling_path", PATHS)
-@pytest.mark.parametrize(("path", "prediction"), TRAINED)
-@pytest.mark.parametrize("solver", ["predictor_corrector", "ddim"])
-def test_the_ode_ends_at_the_same_data_along_every_path(path, prediction, sampling_path, solver):
+@pytest.mark.parametrize(
+    ("trained", "sampling_path", "solver"),
+    covering(TRAINED, PATHS, ["predictor_corrector", "ddim"]),
+)
+def test_the_ode_ends_at_the_same_data_along_every_path(trained, sampling_path, solver):
+    path, prediction = trained
     ends = []
     # between SNRs that all paths have
     grid = {"timesteps": (1000 * (1 - PATHS[path]().time(torch.linspace(-3.0, 3, 9)))).tolist()}
@@ -51,11 +54,12 @@ def test_the_ode_ends_at_the_same_data_along_every_path(path, prediction, sampli
     torch.testing.assert_close(*ends, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("sampling_path", PATHS)
-@pytest.mark.parametrize(("path", "prediction"), TRAINED)
-@pytest.mark.parametrize("diffusion", [None, "memoryless"])
-@pytest.mark.parametrize("solver", ["predictor_corrector", "heun"])
-def test_samples_are_finite_from_end_to_end(path, prediction, sampling_path, diffusion, solver):
+@pytest.mark.parametrize(
+    ("trained", "sampling_path", "diffusion", "solver"),
+    covering(TRAINED, PATHS, [None, "memoryless"], ["predictor_corrector", "heun"]),
+)
+def test_samples_are_finite_from_end_to_end(trained, sampling_path, diffusion, solver):
+    path, prediction = trained
     scheduler = GaussianFlowScheduler(
         path=path,
         prediction_type=prediction,

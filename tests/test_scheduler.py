@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from covers import covering
 from diffusers import FlowMatchEulerDiscreteScheduler
 from loops import STARTS, loop, model_of, start
 from torch._dynamo.testing import CompileCounter
@@ -202,8 +203,10 @@ def test_unequal_shapes_are_refused():
 # --- speed ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("diffusion", [None, "memoryless"])
-@pytest.mark.parametrize("solver", ["predictor_corrector", "euler", "rk4", "unipc"])
+@pytest.mark.parametrize(
+    ("solver", "diffusion"),
+    covering(["predictor_corrector", "euler", "rk4", "unipc"], [None, "memoryless"]),
+)
 def test_a_compiled_loop_has_one_graph_for_its_first_step_and_one_for_all_others(
     solver, diffusion
 ):

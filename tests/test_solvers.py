@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from covers import covering
 from oracles import (
     GAUSSIAN,
     NO_SDES,
@@ -99,9 +100,10 @@ def test_orders_of_convergence_on_a_nonlinear_field(name):
     assert slope(errors) == pytest.approx(ORDERS[name], abs=0.2)
 
 
-@pytest.mark.parametrize("path_name", PATHS)
-@pytest.mark.parametrize("name", ["ddim", *MULTISTEP])
-@pytest.mark.parametrize("diffusion", [None, "memoryless"])
+@pytest.mark.parametrize(
+    ("name", "path_name", "diffusion"),
+    covering(["ddim", *MULTISTEP], PATHS, [None, "memoryless"]),
+)
 def test_samples_on_the_snr_clock_depend_on_the_snr_alone(name, path_name, diffusion):
     """The same samples from fields on any path, and from any prediction, at equal SNRs."""
     data = mixture()
@@ -156,9 +158,10 @@ def test_a_full_refresh_is_the_data_prediction_noised_afresh():
     torch.testing.assert_close(moved, 0.25 * z + 0.75 * noise)
 
 
-@pytest.mark.parametrize("path_name", SMOOTH)
-@pytest.mark.parametrize("diffusion", DIFFUSIONS)
-@pytest.mark.parametrize("name", ["predictor_corrector", "heun", "stochastic_heun"])
+@pytest.mark.parametrize(
+    ("name", "diffusion", "path_name"),
+    covering(["predictor_corrector", "heun", "stochastic_heun"], DIFFUSIONS, SMOOTH),
+)
 @pytest.mark.filterwarnings("ignore:the diffusion .* asks for steps of K")
 def test_sde_marginals_are_exact_and_the_bias_falls_with_the_step(name, diffusion, path_name):
     if not takes(name, diffusion):

@@ -50,12 +50,13 @@ def test_every_word_with_parameters_is_tried():
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize(("name", "value"), PAIRS)
-def test_another_value_comes_without_the_parameters_of_the_first(name, value, source, convert):
-    before, made = convert(SOURCES[source]), convert(SOURCES[source], **{name: value})
-    same = before.config[name] == value
-    expected = before.config[f"{name}_kwargs"] if same else None
-    assert (made.config[name], made.config[f"{name}_kwargs"]) == (value, expected)
+def test_another_value_comes_without_the_parameters_of_the_first(source, convert):
+    before = convert(SOURCES[source])
+    for name, value in PAIRS:
+        made = convert(SOURCES[source], **{name: value})
+        same = before.config[name] == value
+        expected = before.config[f"{name}_kwargs"] if same else None
+        assert (made.config[name], made.config[f"{name}_kwargs"]) == (value, expected)
 
 
 @pytest.mark.parametrize("source", SOURCES)

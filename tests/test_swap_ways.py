@@ -6,6 +6,7 @@ import json
 import diffusers
 import pytest
 import torch
+from covers import covering
 from test_families import CLASSES, REQUIRED
 
 from fm_diffusers import GaussianFlowScheduler
@@ -73,10 +74,9 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("file", [False, True], ids=["memory", "json"])
-@pytest.mark.parametrize("other", OTHERS)
-@pytest.mark.parametrize(("name", "config"), KEPT)
-def test_another_swap_in_between_changes_nothing(name, config, other, file, tmp_path):
+@pytest.mark.parametrize(("kept", "other", "file"), covering(KEPT, OTHERS, [False, True]))
+def test_another_swap_in_between_changes_nothing(kept, other, file, tmp_path):
+    name, config = kept
     source = getattr(diffusers, f"{name}Scheduler")(**config)
     ours = GaussianFlowScheduler.from_config(source.config)
     between = getattr(diffusers, f"{other}Scheduler").from_config(ours.config)

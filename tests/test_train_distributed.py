@@ -117,6 +117,7 @@ def assert_goes_on(whole, rest, *options, processes=2):
     assert_equal(load_file(rest / weights), load_file(whole / weights))
 
 
+@pytest.mark.slow  # one process: test_checkpoints.py; the data of two: test_training_data.py
 def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path):
     """There are 4 updates an epoch: step 3 is within one, with two batches open."""
     assert_goes_on(whole / "out", tmp_path)

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DataLoaderConfiguration
+from covers import covering
 from pictures import CLASSES, COUNT, WAYS, numbers, picture, png, write
 from PIL import Image
 
@@ -109,8 +110,7 @@ def prepared(source, way, workers=0, seed=5):
     return accelerator, accelerator.prepare(data.loader(5, workers))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "workers"), covering(WAYS, [0, 2]))
 def test_a_resumed_epoch_goes_on_with_the_same_batches(way, workers, numbered):
     _, loader = prepared(numbered, way, workers)
     epochs = []

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from covers import covering
 from loops import DATA, STARTS, loop, model_of, start, told
 from torch.distributions import Normal, kl_divergence
 
@@ -73,8 +74,7 @@ def test_log_prob_and_kl_are_those_of_the_normal_distribution(solver, diffusion)
     check_densities(solver=solver, diffusion=diffusion)
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(("prediction", "path"), covering(PREDICTIONS, PATHS))
 def test_log_prob_and_kl_are_so_for_every_network(prediction, path):
     check_densities(path=path, prediction_type=prediction, diffusion="memoryless")
 
@@ -156,9 +156,10 @@ def test_the_policy_gradient_of_a_linear_gaussian_is_the_closed_form():
 # --- times of their own --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("diffusion", [None, "memoryless", "flow_grpo", "constant"])
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("solver", SINGLE)
+@pytest.mark.parametrize(
+    ("solver", "path", "diffusion"),
+    covering(SINGLE, PATHS, [None, "memoryless", "flow_grpo", "constant"]),
+)
 def test_a_batch_of_different_timesteps_equals_as_many_calls(solver, path, diffusion):
     scheduler = GaussianFlowScheduler(path=path, solver=solver, diffusion=diffusion, t_min=0.02)
     scheduler.set_timesteps(6)
@@ -272,8 +273,7 @@ def test_noise_is_drawn_in_the_window_only_and_never_on_the_last_step(solver):
         GaussianFlowScheduler(solver=solver).set_timesteps(6, noisy_steps=[1])
 
 
-@pytest.mark.parametrize("diffusion", RATES)
-@pytest.mark.parametrize("solver", SINGLE)
+@pytest.mark.parametrize(("solver", "diffusion"), covering(SINGLE, RATES))
 def test_a_noise_level_is_the_scale_of_the_diffusion(solver, diffusion):
     plain = planned(solver=solver, diffusion=diffusion)
     scaled = planned(solver=solver, diffusion=diffusion, diffusion_kwargs={"scale": 0.3})

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from covers import covering
 from test_pipeline import CLASSES, draw, make_pipe
 
 from fm_diffusers import FlowMatchingBlocks, GaussianFlowScheduler
@@ -134,9 +135,12 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [0, 1, 2])
-@pytest.mark.parametrize("config", [{}, {"solver": "heun"}, {"diffusion": "memoryless"}], ids=str)
-@pytest.mark.parametrize("kind", ["pipeline", "blocks"])
+@pytest.mark.parametrize(
+    ("kind", "config", "at"),
+    covering(
+        ["pipeline", "blocks"], [{}, {"solver": "heun"}, {"diffusion": "memoryless"}], [0, 1, 2]
+    ),
+)
 def test_a_call_after_one_that_raised_in_mid_loop_is_as_any(kind, config, at):
     pipe = make_pipe(**config)
     expected, calls = draw(make_pipe(**config), 0), []
