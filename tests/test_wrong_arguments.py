@@ -118,8 +118,11 @@ def test_generators_of_a_step_are_one_or_one_for_each(generator, message, noise)
 
 @pytest.mark.parametrize(
     "told",
-    [(None, X, 5.0), (X, None, 5.0), (X, X[..., :4], 5.0), (X, X, "a"), (X, X, None), (3, X, 1.0)],
-    ids=["no data", "no noise", "shapes", "text", "no time", "number"],
+    [
+        *((None, X, 5.0), (X, None, 5.0), (X, X, "a"), (X, X, None), (3, X, 1.0)),
+        *((X, X[..., :4], 5.0), (X[:, :1], X.expand(-1, 3, -1, -1), 5.0), (X[:, 0], X, 5.0)),
+    ],
+    ids=["no data", "no noise", "text", "no time", "number", "size", "channels", "no channels"],
 )
 @pytest.mark.parametrize("method", ["add_noise", "get_velocity"])
 def test_what_is_noised_are_tensors_of_one_shape(method, told):
