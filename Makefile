@@ -48,7 +48,7 @@ coverage: $(VENV)/installed
 
 # The oldest and the newest releases that setup.cfg allows, each in an environment of its own.
 versions: $(VENV)/installed
-	$(BIN)/python -m tests.versions $(ROWS)
+	$(BIN)/python tests/versions.py $(ROWS)
 
 # Exact fields and `step`. MNIST=folder takes MNIST in place of scikit-learn's digits; with
 # MODELS="folder ..." of trained pipelines their samples are measured too.
