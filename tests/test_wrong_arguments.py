@@ -4,6 +4,7 @@ import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from test_pipeline import CLASSES, draw, make_pipe
@@ -128,6 +129,12 @@ def test_generators_of_a_step_are_one_or_one_for_each(generator, message, noise)
 def test_what_is_noised_are_tensors_of_one_shape(method, told):
     with pytest.raises(ValueError, match="must be"):
         getattr(GaussianFlowScheduler(), method)(*told)
+
+
+@pytest.mark.parametrize("given", [[3, 2], (3, 2), range(3, 1, -1), np.array([3, 2])], ids=repr)
+def test_the_timestep_before_several_is_one_for_each_before_there_is_a_plan(given):
+    before = GaussianFlowScheduler().previous_timestep(given)
+    assert torch.equal(before, torch.tensor([2, 1]))
 
 
 # --- after an error, and in copies ---------------------------------------------------------------
