@@ -135,6 +135,16 @@ def test_what_is_noised_are_tensors_of_one_shape(method, told):
 def test_the_timestep_before_several_is_one_for_each_before_there_is_a_plan(given):
     before = GaussianFlowScheduler().previous_timestep(given)
     assert torch.equal(before, torch.tensor([2, 1]))
+    assert GaussianFlowScheduler().previous_timestep(True) == 0
+
+
+@pytest.mark.parametrize("given", [np.ones(2), torch.ones(0), None, "no"], ids=repr)
+def test_what_is_no_answer_to_return_dict_is_refused_before_the_step(given):
+    scheduler = GaussianFlowScheduler()
+    scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match="return_dict must be True or False, got "):
+        scheduler.step(X, scheduler.timesteps[0], X, return_dict=given)
+    assert scheduler.step_index is None
 
 
 # --- after an error, and in copies ---------------------------------------------------------------

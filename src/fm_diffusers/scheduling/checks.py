@@ -158,6 +158,15 @@ def check_samples(**values: Tensor) -> None:
             )
 
 
+def check_return_dict(return_dict: Any) -> None:
+    """Raise a `ValueError` for what is neither True nor False."""
+    if not isinstance(return_dict, bool):
+        raise ValueError(
+            f"return_dict must be True or False, got {reprlib.repr(return_dict)}: leave it out "
+            "for an output with names"
+        )
+
+
 def check_one_shape(**values: Tensor) -> None:
     """Raise a `ValueError` for tensors of unequal shapes, which torch would broadcast."""
     shapes = [tuple(value.shape) for value in values.values()]

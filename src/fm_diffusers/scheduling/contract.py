@@ -152,7 +152,7 @@ class Contract(Configured):
         """Return the timestep that follows on the way to the data, as DDPM names it."""
         if self._plan is None:
             numbers = as_numbers("timestep", timestep)
-            return (timestep if is_number(timestep) else numbers) - 1
+            return (timestep if is_number(timestep) else numbers) + -1  # of truth values too
         index = locate(self._plan, timestep, -1)
         if index is None:
             raise ValueError(
