@@ -53,7 +53,7 @@ mutants: $(VENV)/installed
 
 # The oldest and the newest releases that setup.cfg allows, each in an environment of its own.
 versions: $(VENV)/installed
-	$(BIN)/python -m tests.versions $(ROWS)
+	$(BIN)/python tests/versions.py $(ROWS)
 
 # What README and docs quote, measured again: without PARTS all that is quick, about 10 minutes of
 # one core, and 20 more with MNIST=ylecun/mnist (or a folder of it). PARTS="ode network" takes the

@@ -11,7 +11,9 @@ from fm_diffusers.predictions import CANONICAL, conversion, target
 
 #: Words of which every refusal and every warning has one: what to do instead.
 WAYS_OUT = ("stay", "keep", "take", "give", "set", "leave", "pass", "choose", "must", "make")
-WAYS_OUT += ("write", "call", "say", "install", "begin", "ask")
+WAYS_OUT += ("write", "call", "say", "install", "begin", "ask", "did you mean")
+#: What torch says once in a process, of what it was given; no word of ours.
+OF_TORCH = "Creating a tensor from a list of numpy"
 
 
 def mixture():
@@ -112,6 +114,8 @@ def refusal(make, *names):
             assert any(word in text for word in WAYS_OUT), f"no way out: {text}"
             assert not names or any(name in text for name in names), f"no name {names}: {text}"
     for one in said:
+        if str(one.message).startswith(OF_TORCH):
+            continue
         assert issubclass(one.category, UserWarning | FutureWarning), one
         assert any(word in str(one.message) for word in WAYS_OUT), one.message
     return made

@@ -85,7 +85,7 @@ class SiT(Exact):
 
     def forward(self, x, t, y=None):
         velocity = self.velocity(self.path, x, t, y)
-        alpha, beta, *_ = COEFFICIENTS[self.path](t[0].double())
+        alpha, beta, *_ = COEFFICIENTS[self.path](t.reshape(-1)[0].double())
         eps = self.z_and_eps(x, alpha, beta, y)[1]
         q = {"velocity": velocity, "noise": eps, "score": -eps / beta}[self.prediction]
         return torch.cat([q, torch.full_like(q, 1e9)], 1)

@@ -1,6 +1,6 @@
 """A few float64 results of every row of every table, so that a change of any number is seen.
 
-    python -m tests.reference_results --write
+    python tests/reference_results.py --write
 
 adds what is missing and replaces what has changed. Changed numbers belong in CHANGELOG.md.
 """
@@ -32,7 +32,7 @@ from fm_diffusers.predictions import CANONICAL, conversion
 from fm_diffusers.weightings import loss_weight
 
 FILE = Path(__file__).parent / "data" / "reference_results.json"
-COMMAND = "python -m tests.reference_results --write"
+COMMAND = "python tests/reference_results.py --write"
 TIMES = torch.tensor([0.15, 0.5, 0.85], dtype=torch.float64)
 
 

@@ -5,6 +5,7 @@ import torch
 from covers import each
 from oracles import RATES, STEPS
 
+from fm_diffusers import GaussianFlowScheduler
 from fm_diffusers.diffusions import DIFFUSIONS, Diffusion, get_diffusion, windowed
 from fm_diffusers.paths import PATHS, Discrete, Linear
 
@@ -224,3 +225,25 @@ def test_users_add_their_own():
     own = Diffusion(lambda path, t, c: c * t**2)
     torch.testing.assert_close(own.squared(Linear(), INSIDE), 2 * INSIDE**2)
     assert own.integral(Linear(), 0.1, 0.9) > 0
+
+
+@pytest.mark.parametrize("scale", [1e200, 1.7e308])
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+def test_a_scale_whose_square_is_beyond_floats_is_refused_or_steps(diffusion, scale):
+    """As a level of a step and as the scale of the configuration, in one way."""
+    x = torch.ones(2, 3)
+
+    def stepped(given, level):
+        try:
+            scheduler = GaussianFlowScheduler(
+                path="cosine", diffusion=diffusion, diffusion_kwargs={"scale": given}
+            )
+            scheduler.set_timesteps(4)
+            generator = torch.Generator().manual_seed(0)
+            t = scheduler.timesteps[1]
+            return scheduler.step(x, t, x, noise_level=level, generator=generator).prev_sample
+        except ValueError:
+            return torch.tensor(0.0)
+
+    for sample in (stepped(0.5, scale), stepped(scale, None)):
+        assert sample.isfinite().all()

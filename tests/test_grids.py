@@ -188,7 +188,7 @@ def test_a_cut_outside_the_ends_cuts_nothing(grid, ends):
     ("grid", "ends"), [("log_snr", (0.99, 1.0)), ("log_snr", (0.0, 0.01)), ("karras", (0.0, 0.01))]
 )
 def test_an_infinite_end_without_a_cut_on_the_way_is_refused(grid, ends):
-    with pytest.raises(ValueError, match="would be infinitely long: they need a sigma_min"):
+    with pytest.raises(ValueError, match="would be infinitely long: give a sigma_min"):
         GRIDS[grid](4, PATHS["linear"](), *ends)
 
 

@@ -133,3 +133,12 @@ def test_the_folder_that_the_message_names_is_a_pipeline(tmp_path, saved):
     pipe = FlowMatchingPipeline.from_pretrained(named)
     pipe.set_progress_bar_config(disable=True)
     torch.testing.assert_close(draw(pipe, 0), draw(make_pipe(), 0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("told", [{"dduf_file": "pipe.dduf"}, {}])
+def test_an_archive_of_diffusers_is_refused_by_name(told, tmp_path, saved):
+    """diffusers before 0.41 saved and loaded pipelines in one file."""
+    (tmp_path / "pipe.dduf").write_bytes(b"PK")
+    folder = shutil.copytree(saved, tmp_path / "pipe") if told else tmp_path / "pipe.dduf"
+    with pytest.raises(ValueError, match="DDUF" if told else "pipe.dduf' is a file: pass the fo"):
+        FlowMatchingPipeline.from_pretrained(folder, **told)

@@ -97,9 +97,10 @@ class Run:
             assert wanted is found, (wanted, found)
             return
         assert torch.equal(found, wanted.sample(noise[1]))
-        self.before = None
-        if j is not None and self.pure.solver.evaluations == 1:
-            self.before = self.pure.first_place(2, index=j) if place is None else place
+        self.before = place
+        if place is None and j is not None:  # another start of an interval, or a time in one
+            began = outcome(lambda: self.pure.first_place(2, index=j))
+            self.before = None if began is ValueError else began
         self.x, self.place = found.clamp(-9, 9), wanted.place
 
     def back(self, index):

@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 from accelerate import Accelerator
 from hub_server import HubServer, Repo, run
+from huggingface_hub.utils._http import default_client_factory
 
 from fm_diffusers.training import pushing
 from fm_diffusers.training.arguments import TrainingArguments
@@ -59,10 +60,7 @@ def hub(monkeypatch):
     monkeypatch.setattr(pushing, "PAUSES", (0.0, 0.01))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     yield ask
-    if hasattr(huggingface_hub, "set_client_factory"):
-        from huggingface_hub.utils._http import default_client_factory
-
-        huggingface_hub.set_client_factory(default_client_factory)
+    huggingface_hub.set_client_factory(default_client_factory)
 
 
 @pytest.fixture

@@ -54,9 +54,11 @@ def test_the_same_seed_gives_the_same_bits(table):
 
 @pytest.mark.slow
 def test_another_process_gives_the_same_bits():
-    code = "from tests.reference_results import *; import json; torch.set_num_threads(1); "
+    code = "from reference_results import *; import json; torch.set_num_threads(1); "
     code += "print(json.dumps([computed(*row) for row in NAMES]))"
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, check=True
+    )
     assert json.loads(ran.stdout) == [computed(*row) for row in NAMES]
 
 

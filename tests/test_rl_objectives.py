@@ -123,3 +123,15 @@ def test_a_weight_of_no_divergence_and_a_negative_range_are_refused():
         group_relative_loss(one, one, kl_weight=0.1)
     with pytest.raises(ValueError, match="clip_range must be at least 0, got -1"):
         clipped_surrogate(one, one, -1)
+
+
+def test_what_would_broadcast_to_all_pairs_of_samples_is_refused():
+    row, column, mean = torch.zeros(4), torch.zeros(4, 1), torch.zeros(4, 3)
+    with pytest.raises(ValueError, match=r"one shape, got \(4,\) and \(4, 1\)"):
+        importance_ratio(row, column)
+    with pytest.raises(ValueError, match=r"one shape, got \(4, 1\) and \(4,\)"):
+        guarded_ratio(column, row, mean, mean, 1.0)
+    with pytest.raises(ValueError, match=r"mean and old_mean .* got \(4, 3\) and \(1, 3\)"):
+        guarded_ratio(row, row, mean, mean[:1], 1.0)
+    with pytest.raises(ValueError, match=r"ratio and advantages .* got \(4,\) and \(4, 1\)"):
+        group_relative_loss(row, column)

@@ -350,7 +350,7 @@ def test_wrong_shapes_and_reductions_are_refused():
     scheduler = planned(diffusion="memoryless")
     x, t = start(scheduler), scheduler.timesteps[0]
     transition = scheduler.transition(x, t, x)
-    with pytest.raises(ValueError, match=r"shape of the mean, \(5, 3\), got \(5, 2\)"):
+    with pytest.raises(ValueError, match=r"next_sample and mean .* got \(5, 2\) and \(5, 3\)"):
         transition.log_prob(x[:, :2])
     with pytest.raises(ValueError, match="reduction must be one of sum, mean, none, got 'max'"):
         transition.log_prob(x, "max")
@@ -358,6 +358,9 @@ def test_wrong_shapes_and_reductions_are_refused():
         scheduler.step(x, t, x, pred_original_sample=x[:1])
     with pytest.raises(ValueError, match="kl needs noise"):
         transition.kl(planned().transition(x, t, x))
+    for other in (x[:1], x[:, :1]):
+        with pytest.raises(ValueError, match=r"mean and others must have one shape, got \(5, 3\)"):
+            transition.kl(scheduler.transition(other, t, other))
 
 
 def test_carried_rounding_keeps_the_precision_of_a_half_precision_sample():

@@ -4,6 +4,7 @@ import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from covers import covering
@@ -119,13 +120,32 @@ def test_generators_of_a_step_are_one_or_one_for_each(generator, message, noise)
 
 @pytest.mark.parametrize(
     "told",
-    [(None, X, 5.0), (X, None, 5.0), (X, X[..., :4], 5.0), (X, X, "a"), (X, X, None), (3, X, 1.0)],
-    ids=["no data", "no noise", "shapes", "text", "no time", "number"],
+    [
+        *((None, X, 5.0), (X, None, 5.0), (X, X, "a"), (X, X, None), (3, X, 1.0)),
+        *((X, X[..., :4], 5.0), (X[:, :1], X.expand(-1, 3, -1, -1), 5.0), (X[:, 0], X, 5.0)),
+    ],
+    ids=["no data", "no noise", "text", "no time", "number", "size", "channels", "no channels"],
 )
 @pytest.mark.parametrize("method", ["add_noise", "get_velocity"])
 def test_what_is_noised_are_tensors_of_one_shape(method, told):
     with pytest.raises(ValueError, match="must be"):
         getattr(GaussianFlowScheduler(), method)(*told)
+
+
+@pytest.mark.parametrize("given", [[3, 2], (3, 2), range(3, 1, -1), np.array([3, 2])], ids=repr)
+def test_the_timestep_before_several_is_one_for_each_before_there_is_a_plan(given):
+    before = GaussianFlowScheduler().previous_timestep(given)
+    assert torch.equal(before, torch.tensor([2, 1]))
+    assert GaussianFlowScheduler().previous_timestep(True) == 0
+
+
+@pytest.mark.parametrize("given", [np.ones(2), torch.ones(0), None, "no"], ids=repr)
+def test_what_is_no_answer_to_return_dict_is_refused_before_the_step(given):
+    scheduler = GaussianFlowScheduler()
+    scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match="return_dict must be True or False, got "):
+        scheduler.step(X, scheduler.timesteps[0], X, return_dict=given)
+    assert scheduler.step_index is None
 
 
 # --- after an error, and in copies ---------------------------------------------------------------

@@ -80,7 +80,7 @@ class FlowMatchingBlocks(SequentialPipelineBlocks):
         return super().__call__(components, state)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | Path, **archive: Any) -> dict[str, Any]:
+    def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
         return read_json(json_file)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fm_diffusers.paths.base import is_number
 from fm_diffusers.scheduling.brownian import BrownianPaths
-from fm_diffusers.scheduling.checks import check_samples
+from fm_diffusers.scheduling.checks import check_return_dict, check_samples
 from fm_diffusers.scheduling.contract import Contract
 from fm_diffusers.scheduling.noise import Generators
 from fm_diffusers.scheduling.output import prepare, without_variance
@@ -232,6 +232,7 @@ class GaussianFlowScheduler(Contract, SchedulerMixin, ConfigMixin):
                 timestep; with `noise="brownian"` for times of their own, or a batch that is not
                 that with which the loop began.
         """
+        check_return_dict(return_dict)
         plan = self._plan_at(kwargs.pop("noise_level", None))
         tokens = kwargs.get("per_token_timesteps")
         at = place_at(plan, timestep if tokens is None else tokens, self._place, self._begin_index)

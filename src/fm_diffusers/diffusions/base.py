@@ -75,7 +75,7 @@ class Diffusion:
         given = [f for f in (self.profile, self.closed_integral) if f is not None]
         if not given or not all(map(callable, given)):
             raise ValueError(
-                "a diffusion needs a function: a profile(path, t, scale) that returns n_t, or a "
+                "give a diffusion a function: a profile(path, t, scale) that returns n_t, or a "
                 "closed_integral(path, t, s, scale) that returns K; got "
                 f"profile={self.profile!r} and closed_integral={self.closed_integral!r}"
             )

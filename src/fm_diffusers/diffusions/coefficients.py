@@ -18,7 +18,7 @@ from fm_diffusers.paths import GaussianPath
 
 
 def constant(path: GaussianPath, t: Tensor, c: float) -> Tensor:  # noqa: D103
-    return torch.full_like(t, c**2 / 2)
+    return torch.full_like(t, c * c / 2)
 
 
 def flat(path: GaussianPath, t: Tensor, c: float) -> Tensor:  # noqa: D103
@@ -53,11 +53,11 @@ def memoryless_integral(path: GaussianPath, t: Tensor, s: Tensor, c: float) -> T
 
 
 def flow_grpo(path: GaussianPath, t: Tensor, a: float) -> Tensor:  # noqa: D103
-    return memoryless(path, t, a**2 / 2)
+    return memoryless(path, t, a * a / 2)
 
 
 def flow_grpo_integral(path: GaussianPath, t: Tensor, s: Tensor, a: float) -> Tensor:  # noqa: D103
-    return memoryless_integral(path, t, s, a**2 / 2)
+    return memoryless_integral(path, t, s, a * a / 2)
 
 
 def er_sde(path: GaussianPath, t: Tensor, c: float) -> Tensor:
@@ -82,7 +82,7 @@ _TEN = math.log(10)
 
 def dance_precise(path: GaussianPath, t: Tensor, s: Tensor, eta: float) -> Tensor:
     r"""Return :math:`\eta^2/2\, (1/\sigma_s - 1/\sigma_t)`."""
-    return eta**2 / 2 * (torch.exp(path.log_snr(s)) - torch.exp(path.log_snr(t)))
+    return eta * eta / 2 * (torch.exp(path.log_snr(s)) - torch.exp(path.log_snr(t)))
 
 
 def cps(path: GaussianPath, t: Tensor, s: Tensor, eta: float) -> Tensor:
@@ -96,7 +96,7 @@ def ancestral(path: GaussianPath, t: Tensor, s: Tensor, eta: float) -> Tensor:
 
     That is as a share of :math:`\beta_s^2`.
     """
-    kept, more = (torch.full_like(t, share).log() for share in (1 - eta**2, eta**2))
+    kept, more = (torch.full_like(t, share).log() for share in (1 - eta * eta, eta * eta))
     return -torch.logaddexp(kept, more - 2 * (path.log_snr(s) - path.log_snr(t))) / 2
 
 

@@ -98,8 +98,8 @@ def warp(sigmas: Tensor, shift: float, shift_terminal: float | None = None) -> T
         )
     if sigmas[-1] == 1:
         raise ValueError(
-            "shift_terminal needs a second timestep: with one, at pure noise, there is nothing to "
-            "stretch"
+            "shift_terminal needs a second timestep, with one, at pure noise, there is nothing to "
+            "stretch: take more steps, or leave shift_terminal out"
         )
     return 1 - (1 - sigmas) * (1 - shift_terminal) / (1 - sigmas[-1])
 

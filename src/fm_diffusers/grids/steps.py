@@ -68,8 +68,8 @@ def cut_steps(
     values = g(torch.tensor(span, dtype=torch.float64)).tolist()
     if not all(map(math.isfinite, values)):
         raise ValueError(
-            f"steps from t = {ends[0]} to {ends[1]} would be infinitely long: they need a "
-            f"sigma_min and sigma_max among the ratios beta/alpha on the way, from "
+            f"steps from t = {ends[0]} to {ends[1]} would be infinitely long: give a "
+            f"sigma_min and a sigma_max among the ratios beta/alpha on the way, from "
             f"{_ratio(first):.3g} to {_ratio(last):.3g}; got {_ratio(stop):.6g} and "
             f"{_ratio(start):.6g}"
         )

@@ -204,12 +204,9 @@ class SavedPipeline(LoraLoader, DiffusionPipeline):
             forget_origins(folder)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | Path, **archive: Any) -> dict[str, Any]:
+    def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
         """Read an index: the pipeline is the class that was asked for, not the repository's."""
-        if any(archive.values()):  # until diffusers 0.40 a file could lie in one
-            index = super()._dict_from_json_file(json_file, **archive)
-        else:
-            index = read_json(json_file, MOST_OF_INDEX)
+        index = read_json(json_file, MOST_OF_INDEX)
         check_index(json_file, index, cls.component_names())
         if isinstance(index["_class_name"], list):
             index["_class_name"] = index["_class_name"][1]

@@ -46,5 +46,5 @@ class ModularLoader(LoraLoader):
                     yield name, Path(str(place), spec.subfolder or "")
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | Path, **archive: Any) -> dict[str, Any]:
+    def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
         return read_json(json_file)

@@ -19,6 +19,7 @@ https://arxiv.org/abs/2510.22319; Schulman et al., "PPO", https://arxiv.org/abs/
 import torch
 from torch import Tensor
 
+from fm_diffusers.scheduling.checks import check_one_shape
 from fm_diffusers.tables import look_up
 
 #: What the distance of a reward from the mean of its group is divided by, from the standard
@@ -87,7 +88,11 @@ def importance_ratio(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     Args:
         log_prob: of the trained network, shape `(batch,)`.
         old_log_prob: of the network that has drawn the samples.
+
+    Raises:
+        ValueError: for unequal shapes.
     """
+    check_one_shape(log_prob=log_prob, old_log_prob=old_log_prob)
     return torch.exp(log_prob - old_log_prob)
 
 
@@ -112,8 +117,10 @@ def guarded_ratio(
         std: standard deviation of the step, a number or one for each sample.
 
     Raises:
-        ValueError: if the step has no noise.
+        ValueError: if the step has no noise, or for unequal shapes.
     """
+    check_one_shape(log_prob=log_prob, old_log_prob=old_log_prob)
+    check_one_shape(mean=mean, old_mean=old_mean)
     std = torch.as_tensor(std, dtype=mean.dtype, device=mean.device).reshape(-1)
     if not (std > 0).all():
         raise ValueError("the ratio of a step without noise (std = 0) does not exist")
@@ -130,8 +137,9 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float = 1e-
         clip_range: c; Flow-GRPO's is small, since its log-probabilities are means.
 
     Raises:
-        ValueError: for a negative range.
+        ValueError: for a negative range, or unequal shapes.
     """
+    check_one_shape(ratio=ratio, advantages=advantages)
     if not clip_range >= 0:
         raise ValueError(f"clip_range must be at least 0, got {clip_range}")
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)

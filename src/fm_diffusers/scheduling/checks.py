@@ -158,6 +158,25 @@ def check_samples(**values: Tensor) -> None:
             )
 
 
+def check_return_dict(return_dict: Any) -> None:
+    """Raise a `ValueError` for what is neither True nor False."""
+    if not isinstance(return_dict, bool):
+        raise ValueError(
+            f"return_dict must be True or False, got {reprlib.repr(return_dict)}: leave it out "
+            "for an output with names"
+        )
+
+
+def check_one_shape(**values: Tensor) -> None:
+    """Raise a `ValueError` for tensors of unequal shapes, which torch would broadcast."""
+    shapes = [tuple(value.shape) for value in values.values()]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(
+            f"{' and '.join(values)} must have one shape, got {' and '.join(map(str, shapes))}: "
+            "give them for the same samples"
+        )
+
+
 def as_numbers(
     name: str, given: Any, what: str = "a number, a list of numbers or a tensor"
 ) -> Tensor:

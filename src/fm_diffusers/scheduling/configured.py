@@ -46,10 +46,7 @@ class Configured:
             return above.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: Any, **archive: Any) -> dict[str, Any]:
-        if any(archive.values()):  # until diffusers 0.40 a file could lie in one
-            above: Any = super()
-            return above._dict_from_json_file(json_file, **archive)
+    def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
         return read_json(json_file)
 
     @property

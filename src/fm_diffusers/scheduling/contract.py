@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fm_diffusers.paths.base import is_number
 from fm_diffusers.scheduling.checks import as_numbers
 from fm_diffusers.scheduling.configured import Configured
 from fm_diffusers.scheduling.noise import NOISES, Generators, check_generators
@@ -150,8 +151,8 @@ class Contract(Configured):
     def previous_timestep(self, timestep: float | Tensor) -> float | Tensor:
         """Return the timestep that follows on the way to the data, as DDPM names it."""
         if self._plan is None:
-            as_numbers("timestep", timestep)
-            return timestep - 1
+            numbers = as_numbers("timestep", timestep)
+            return (timestep if is_number(timestep) else numbers) + -1  # of truth values too
         index = locate(self._plan, timestep, -1)
         if index is None:
             raise ValueError(

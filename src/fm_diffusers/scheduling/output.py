@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.scheduling.brownian import BrownianPaths, Span
-from fm_diffusers.scheduling.checks import check_samples
+from fm_diffusers.scheduling.checks import check_one_shape, check_samples
 from fm_diffusers.scheduling.noise import Increment, Noise, independent, of_no_loop
 from fm_diffusers.scheduling.plan import Plan
 from fm_diffusers.scheduling.transition import in_dtype
@@ -56,11 +56,7 @@ def prepare(model_output: Tensor, sample: Tensor, known: Tensor | None = None) -
     given |= {} if known is None else {KNOWN: known}
     check_samples(**given)
     for name, value in given.items():
-        if value.shape != sample.shape:
-            raise ValueError(
-                f"{name} and sample must have one shape, got {tuple(value.shape)} and "
-                f"{tuple(sample.shape)}"
-            )
+        check_one_shape(**{name: value, "sample": sample})
     kind = torch.promote_types(model_output.dtype, sample.dtype)
     dtype = torch.promote_types(kind, torch.float32)
     known = None if known is None else in_dtype(known, dtype)

@@ -45,7 +45,7 @@ def check_keywords(given: Config, known: set[str]) -> None:
         if not name.startswith("_"):
             raise ValueError(
                 f"{name}={given[name]!r} is none of the arguments"
-                f"{_suggestion(name, known) or ': they are ' + ', '.join(sorted(known))}"
+                f"{_suggestion(name, known) or ': give one of ' + ', '.join(sorted(known))}"
             )
 
 
@@ -61,7 +61,7 @@ def warn_of_unknown(config: Config, known: set[str]) -> None:
             continue
         warnings.warn(
             f"the configuration has {name}={config[name]!r}, which is not known here and has no "
-            f"effect{_suggestion(name, known)}",
+            f"effect{_suggestion(name, known) or ': leave it out'}",
             stacklevel=4,
         )
 

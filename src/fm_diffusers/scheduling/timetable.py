@@ -91,7 +91,10 @@ def _lists(
     noise = noise[:-1] if noise is not None and ended else noise
     counts = [len(given) for given in (noise, fed) if given is not None]
     if len(set(counts)) > 1:
-        raise ValueError(f"sigmas and timesteps differ in length: {counts[0]}, {counts[1]}")
+        raise ValueError(
+            f"sigmas and timesteps must have one length, got {counts[0]} and {counts[1]}: each "
+            "of either is a start of a step, or give one of them alone"
+        )
     if counts and n not in (None, counts[0]):
         raise ValueError(
             f"num_inference_steps={n} contradicts {counts[0]} sigmas or timesteps: leave it out"

@@ -18,6 +18,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from fm_diffusers.scheduling.checks import check_one_shape
 from fm_diffusers.scheduling.noise import Generators, Noise, independent
 from fm_diffusers.scheduling.place import Place
 
@@ -101,11 +102,7 @@ class Transition:
             ValueError: for a step without noise, which has no density, or an unknown reduction.
         """
         std = self._positive_std("log_prob")
-        if next_sample.shape != self.mean.shape:
-            raise ValueError(
-                f"next_sample must have the shape of the mean, {tuple(self.mean.shape)}, got "
-                f"{tuple(next_sample.shape)}"
-            )
+        check_one_shape(next_sample=next_sample, mean=self.mean)
         z = (next_sample.to(self.mean.dtype) - self.mean) / std
         return self._reduced(
             -z.square() / 2 - torch.log(std) - math.log(2 * math.pi) / 2, reduction
@@ -115,8 +112,10 @@ class Transition:
         """Return the divergence KL(this || other) in nats; see `log_prob` for the reduction.
 
         Raises:
-            ValueError: if one of the two has no noise, or for an unknown reduction.
+            ValueError: if one of the two has no noise, for an unknown reduction, or for steps of
+                samples of other shapes.
         """
+        check_one_shape(mean=self.mean, others=other.mean)
         std, std_other = self._positive_std("kl"), other._positive_std("kl")
         ratio = std / std_other
         distance = ((self.mean - other.mean) / std_other).square()

@@ -161,7 +161,8 @@ def _from_theirs(config: Mapping[str, Any], own: set[str], given: Config) -> Con
     config |= {key: given[key] for key in (HINTS | THEIRS) & set(given)}
     if "Inverse" in name:
         warnings.warn(
-            f"{name} goes from data to noise, this scheduler samples from noise to data",
+            f"{name} goes from data to noise, this scheduler samples from noise to data: take "
+            "the pipeline's invert for the other way",
             stacklevel=4,
         )
     if defaults:  # by our names only what the class itself reads
@@ -236,6 +237,6 @@ def _check_settings(config: Config, settings: dict[str, Setting]) -> None:
     for name, (neutral, decides, reason) in settings.items():
         if name in config and config[name] != neutral and reason is not None:
             raise ValueError(
-                f"{name}={config[name]!r} of this scheduler cannot be kept: {reason}. Pass "
+                f"{name}={config[name]!r} of this scheduler cannot be kept: {reason}; pass "
                 f"{name}={neutral!r} or our {decides} instead"
             )

@@ -43,7 +43,7 @@ class Calibrated(Multistep):
             raise ValueError(
                 f"rows of {sizes} weights are for the last steps of a grid of "
                 f"{max(sizes, default=1) - 1}, each with one more than the one before, got a "
-                f"grid of {len(grid) - 1}"
+                f"grid of {len(grid) - 1}: take as many steps as were calibrated"
             )
         size = [(c.alpha + c.beta).item() for c in map(self.path, grid)]
         for n, step in enumerate(super().steps(grid)):

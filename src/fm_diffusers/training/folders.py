@@ -2,9 +2,11 @@ r"""The output folder of a run: it can be written, and no other run writes to it
 
 Both are found out before the training. The folder is held by a lock of the operating system on a
 file in it, which goes with the process that has it, however that ends. A worker that outlives it
-does not hold the lock, and the same process may run again.
+does not hold the lock, and the same process may run again. The file itself stays only after a
+process that was killed, and does no harm then.
 """
 
+import atexit
 import os
 import socket
 import tempfile
@@ -39,8 +41,9 @@ def hold(folder: Path) -> None:
     """
     if fcntl is None:
         return
+    file = folder.absolute() / LOCK
     # closed by the end of the process: any earlier closing would give the lock back
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -50,5 +53,23 @@ def hold(folder: Path) -> None:
             f"another run, {holder or 'of another process'}, writes to --output_dir {folder}: "
             "wait for it, or choose another one"
         ) from error
+    if not _is(file, lock):  # the run that held it ended, and removed it, in between
+        os.close(lock)
+        return hold(folder)
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    atexit.register(_remove, file, lock, os.getpid())
+
+
+def _is(file: Path, lock: int) -> bool:
+    """Whether a file is still the one that is open."""
+    try:
+        return os.path.samestat(file.stat(), os.fstat(lock))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(file: Path, lock: int, process: int) -> None:
+    """Remove the file while it is locked, so that nobody else can hold it; not in a child."""
+    if os.getpid() == process and _is(file, lock):
+        file.unlink()

@@ -14,6 +14,16 @@ from accelerate.utils import set_seed
 from torch import nn
 
 
+def rest_of_epoch(accelerator: Accelerator, loader: Any, epoch: int, done: int) -> Any:
+    """Return a loader of what is left of an epoch after so many batches."""
+    loader.set_epoch(epoch)
+    if not done:
+        return loader
+    left = accelerator.skip_first_batches(loader, done)
+    left.set_epoch(epoch)  # Accelerate before 1.15 would shuffle a stream as in epoch 0
+    return left
+
+
 class Progress:
     """Where a run is: steps done, batches done, epoch, batches done of it, and seconds."""
 
@@ -58,9 +68,7 @@ class Progress:
         two batches on any process share their noise, and a resumed run draws what it would have.
         """
         while self.step < max_steps:
-            loader.set_epoch(self.epoch)
-            done = self.batch_of_epoch
-            left = accelerator.skip_first_batches(loader, done) if done else loader
+            left = rest_of_epoch(accelerator, loader, self.epoch, self.batch_of_epoch)
             for batch in of_workers(left):
                 place = self.batches * accelerator.num_processes + accelerator.process_index
                 set_seed((seed * 1_000_003 + place) % 2**32)

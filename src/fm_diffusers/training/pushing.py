@@ -7,13 +7,12 @@ again, and what has failed for good is told with the command that pushes it late
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import huggingface_hub
 from accelerate import Accelerator
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import create_repo, set_client_factory, upload_folder
 
 from fm_diffusers.training.faults import Fault, line
 
@@ -42,10 +41,7 @@ Pushed = TypeVar("Pushed")
 
 def answer_in_time() -> None:
     """Let every request to the Hub fail that is not answered in time, of this process."""
-    if hasattr(huggingface_hub, "configure_http_backend"):  # huggingface_hub before 1.0
-        huggingface_hub.configure_http_backend(requests_session)
-    else:
-        huggingface_hub.set_client_factory(client)
+    set_client_factory(client)
 
 
 def client() -> Any:
@@ -64,17 +60,6 @@ def limit(request: Any) -> None:
     given = request.extensions.get("timeout") or {}
     parts = ("connect", "read", "write", "pool")
     request.extensions["timeout"] = {p: given.get(p) or SILENCE for p in parts}
-
-
-def requests_session() -> Any:
-    """Return a session of requests that does not wait for ever."""
-    import requests
-
-    class Session(requests.Session):
-        def request(self, *args: Any, **kwargs: Any) -> requests.Response:
-            return super().request(*args, **kwargs | {"timeout": kwargs.get("timeout") or SILENCE})
-
-    return Session()
 
 
 def attempts(call: Callable[[], Pushed]) -> Pushed:
@@ -142,12 +127,5 @@ def push(folder: Path, repo_id: str, message: str, token: str | None = None) -> 
 
 def upload_command(folder: Path, repo_id: str) -> str:
     """Return the command line that pushes a folder."""
-
-    def words() -> Iterator[str]:
-        yield from ("hf", "upload", repo_id, str(folder), ".")
-        if int(huggingface_hub.__version__.split(".")[0]) == 0:  # takes all at once
-            yield from ("--exclude", *PRIVATE)
-        else:
-            yield from (word for pattern in PRIVATE for word in ("--exclude", pattern))
-
-    return shlex.join(words())
+    excluded = (word for pattern in PRIVATE for word in ("--exclude", pattern))
+    return shlex.join(["hf", "upload", repo_id, str(folder), ".", *excluded])
