@@ -262,6 +262,7 @@ def test_paths_are_those_of_metas_schedulers():
     pairs = {
         ("CondOT", None): theirs.CondOTScheduler(),
         ("Cosine", None): theirs.CosineScheduler(),
+        ("LinearVP", None): theirs.LinearVPScheduler(),
         ("VP", None): theirs.VPScheduler(),
         ("VP", (("beta_min", 0.2), ("beta_max", 9.0))): theirs.VPScheduler(0.2, 9.0),
         ("Polynomial", (("n", 3),)): theirs.PolynomialConvexScheduler(3),
