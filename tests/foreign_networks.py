@@ -73,7 +73,7 @@ class Exact(nn.Module):
 
     def velocity(self, path, x, t, labels):
         self.fed.append(t)
-        alpha, beta, d_alpha, d_beta = COEFFICIENTS[path](t.reshape(-1)[0].double())
+        alpha, beta, d_alpha, d_beta = COEFFICIENTS[path](t[0].double())
         z, eps = self.z_and_eps(x, alpha, beta, labels)
         return d_alpha * z + d_beta * eps
 
@@ -85,7 +85,7 @@ class SiT(Exact):
 
     def forward(self, x, t, y=None):
         velocity = self.velocity(self.path, x, t, y)
-        alpha, beta, *_ = COEFFICIENTS[self.path](t.reshape(-1)[0].double())
+        alpha, beta, *_ = COEFFICIENTS[self.path](t[0].double())
         eps = self.z_and_eps(x, alpha, beta, y)[1]
         q = {"velocity": velocity, "noise": eps, "score": -eps / beta}[self.prediction]
         return torch.cat([q, torch.full_like(q, 1e9)], 1)
@@ -114,6 +114,7 @@ class Meta(Exact):
         self.path, self.prediction = path, prediction
 
     def forward(self, *, t, x, label=None):
+        t = t.expand(len(x))  # their solver feeds one for all
         velocity = self.velocity(self.path, x, t, label)
         alpha, beta, *_ = COEFFICIENTS[self.path](t[0].double())
         z, eps = self.z_and_eps(x, alpha, beta, label)
