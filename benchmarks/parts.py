@@ -40,6 +40,8 @@ NEEDS = {
     "outputs/mnist-narrow": f"{TRAIN} --dataset_name {{mnist}} --max_train_steps 2000 "
     "--block_out_channels 16 32 32",
     "outputs/mnist-map": f"{MAP} --model pretrained/mnist --max_train_steps 2500",
+    "outputs/mnist-straight": "examples/reflow.py --model pretrained/mnist --num_pairs 6000 "
+    "--pair_steps 10 --max_train_steps 1200 --train_batch_size 64",
     "outputs/digits": f"{DIGITS} --block_out_channels 32 64",
     "outputs/digits-map": f"{MAP} --model outputs/digits --guidance_scale 2 "
     "--max_train_steps 2000",
@@ -117,13 +119,14 @@ PARTS = {
     ),
     "one_evaluation_mnist": Part(
         "-m benchmarks.networks.one_evaluation --teacher pretrained/mnist "
-        "--maps outputs/mnist-map pretrained/mnist-one-step --dataset_name {mnist} "
-        "--converged_steps 24 --calibration_samples 0 --num_samples 500 --picture "
+        "--maps outputs/mnist-map pretrained/mnist-one-step --straight outputs/mnist-straight "
+        "--dataset_name {mnist} --converged_steps 24 --calibration_samples 96 "
+        "--num_samples 500 --picture "
         "--name one_evaluation_mnist --output_dir {out}",
         tables("one_evaluation_mnist"),
         "docs/few_evaluations.md",
-        15,
-        ("outputs/mnist-map",),
+        30,
+        ("outputs/mnist-map", "outputs/mnist-straight"),
     ),
     "one_evaluation_digits": Part(
         "-m benchmarks.networks.one_evaluation --teacher outputs/digits "
