@@ -45,7 +45,7 @@ from fm_diffusers.training.command_line import plain_errors
 from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.finished import saved_whole
 from fm_diffusers.training.flow import LossArguments, coupled_noise, flow_loss, scaled
-from fm_diffusers.training.networks import keep_labels
+from fm_diffusers.training.networks import keep_labels, trained_weights
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.public import on_hub, public
 from fm_diffusers.training.publishing import told, write_record
@@ -243,7 +243,7 @@ def main(args: LoraArguments) -> None:
         tuned = sample_grid(network_of(pipe, network), **asked)
         return make_image_grid([plain, tuned], rows=2, cols=1)
 
-    trained = sum(weight.numel() for weight in pipe.network.parameters() if weight.requires_grad)
+    trained = sum(weight.numel() for weight in trained_weights(pipe.network))
     loader = data.loader(args.train_batch_size, args.dataloader_num_workers)
     outcome = train(args, accelerator, pipe.network, loader, loss_of, draw, held_out)
     if outcome is not None and accelerator.is_main_process:
