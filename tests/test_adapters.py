@@ -248,7 +248,7 @@ def test_samples_are_those_of_metas_solver(name):
     network = Meta(name)
     expected = solver(velocity_model=lambda **given: network(**given)).sample(
         x_init=x,
-        step_size=1 / 2000,
+        step_size=1 / 400,
         method="midpoint",
         time_grid=torch.tensor([first, 1.0], dtype=torch.float64),
     )

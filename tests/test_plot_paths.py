@@ -12,7 +12,6 @@ from PIL import Image
 for name in ("matplotlib", "sklearn"):
     pytest.importorskip(name, reason=f"the pictures need {name}: install the extra `bench`")
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of tensors
 SCRIPT = Path(__file__).parents[1] / "examples" / "plot_paths.py"
 PICTURES = {
     "conditional_and_marginal",

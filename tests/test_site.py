@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of tensors
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "docs" / "_site"
 as_markdown = None
