@@ -47,6 +47,15 @@ NEEDS = {
     "--max_train_steps 2000",
     "outputs/unet": f"{DIGITS} --block_out_channels 16 32",
     "outputs/dit": f"{DIGITS} --backbone transformer --attention_head_dim 16",
+    "outputs/mnist-euler": '-c "import diffusers, fm_diffusers, sys; '
+    "pipe = fm_diffusers.FlowMatchingPipeline.from_pretrained('pretrained/mnist'); "
+    "pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(); "
+    'pipe.save_pretrained(sys.argv[-1])"',
+    "outputs/digits-noise": f"{DIGITS} --block_out_channels 32 64 --label_column= "
+    "--path discrete --prediction_type epsilon",
+    "outputs/digits-ddpm": '-c "import diffusers as d, sys; '
+    "unet = d.UNet2DModel.from_pretrained('outputs/digits-noise/unet'); "
+    'd.DDPMPipeline(unet, d.DDPMScheduler()).save_pretrained(sys.argv[-1])"',
     "outputs/train_unconditional.py": '-c "from urllib.request import urlretrieve as get; get('
     f"'https://raw.githubusercontent.com/{SCRIPT}/train_unconditional.py', "
     "'outputs/train_unconditional.py')\"",
@@ -95,6 +104,39 @@ PARTS = {
         "docs/theory/predictions.md",
         1,
     ),
+    "paths": Part(
+        "examples/plot_paths.py --output_dir {out}",
+        tuple(
+            f"docs/images/{name}.png"
+            for name in ("conditional_and_marginal", "posterior_weights", "equal_marginals")
+        ),
+        "docs/theory/paths.md",
+        0.3,
+    ),
+    "samples": Part(
+        "examples/sample_mnist.py --model pretrained/mnist --output_dir {out}",
+        ("docs/images/ode_and_sde.png",),
+        "docs/index.md",
+        0.5,
+    ),
+    "swap_flow": Part(
+        "examples/swap_scheduler.py --model outputs/mnist-euler --trust_remote_code true "
+        '--call_kwargs \'{{"class_labels": [3, 7, 8, 2], "guidance_scale": 2}}\' '
+        "--num_inference_steps 5 10 50 --output {out}/swap_flow.png",
+        ("docs/images/swap_flow.png",),
+        "README.md",
+        0.3,
+        ("outputs/mnist-euler",),
+    ),
+    "swap_table": Part(
+        "examples/swap_scheduler.py --model outputs/digits-ddpm "
+        "--call_kwargs '{{\"batch_size\": 4}}' --num_inference_steps 10 20 100 "
+        "--output {out}/swap_table.png",
+        ("docs/images/swap_table.png",),
+        "docs/swap.md",
+        5,
+        ("outputs/digits-noise", "outputs/digits-ddpm"),
+    ),
     "sde": Part(
         "-m benchmarks.samplers.sde --mnist {mnist} --output_dir {out}",
         tables("sde", picture=True),
@@ -123,7 +165,7 @@ PARTS = {
         "--dataset_name {mnist} --converged_steps 24 --calibration_samples 96 "
         "--num_samples 500 --picture "
         "--name one_evaluation_mnist --output_dir {out}",
-        tables("one_evaluation_mnist"),
+        (*tables("one_evaluation_mnist"), "docs/images/one_evaluation_mnist.png"),
         "docs/few_evaluations.md",
         30,
         ("outputs/mnist-map", "outputs/mnist-straight"),

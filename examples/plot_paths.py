@@ -14,7 +14,7 @@ field; for a mixture or a finite data set it is a softmax, so nothing is trained
 - `conditional_and_marginal.png`: both rows of the theory's figure, for two moons;
 - `conditional_and_marginal_digits.png`: the same for the 8x8 digits of scikit-learn;
 - `posterior_weights.png`: which digit might this be?
-- `ode_and_sde.png`: an ODE and two SDEs with the same marginals; their errors are printed.
+- `equal_marginals.png`: an ODE and two SDEs with the same marginals; their errors are printed.
 
 Reference: Holderrieth, Erives, "An Introduction to Flow Matching and Diffusion Models",
 https://arxiv.org/abs/2506.02070.
@@ -186,7 +186,7 @@ def posterior_weights(path: GaussianPath, columns: int = 7, top: int = 4) -> Fig
     return figure
 
 
-def ode_and_sde(path: GaussianPath, n: int = 10000) -> Figure:
+def equal_marginals(path: GaussianPath, n: int = 10000) -> Figure:
     """Draw one mixture reached as ODE and as SDE, and print how near each comes to the data."""
     means = torch.tensor([[-2.0], [0.5], [2.5]], dtype=torch.float64)
     data = GaussianMixture(means, torch.tensor([0.3, 0.5, 0.2]), torch.tensor([0.3, 0.5, 0.2]))
@@ -231,7 +231,7 @@ PICTURES = (
     conditional_and_marginal,
     conditional_and_marginal_digits,
     posterior_weights,
-    ode_and_sde,
+    equal_marginals,
 )
 
 

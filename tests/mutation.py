@@ -1,13 +1,15 @@
 """Mutation testing of the mathematics: which small faults in its source no test would notice.
 
     python tests/mutation.py                               # a sample of 250 of all mutants
+    python tests/mutation.py --package scheduling/timetable.py  # all of one, or a sample of it
     python tests/mutation.py tests/test_paths.py --sample 40
     python tests/mutation.py --mutants 17 203             # these two alone
 
 A sample of the mutants (tests/mutants.py) is drawn with a fixed seed. The tests run once, to learn
 which of them run which line and how long they take. Then, for each mutant, a forked process gets
-the function with the fault, and runs the tests of its line, the quickest first, until one fails.
-So no mutant costs an import or a collection of tests.
+the function with the fault, and runs the tests of its line until one fails: first a case of each
+test, the quickest first, then another of each. So no mutant costs an import or a collection of
+tests.
 
 It ends with a table: for each package the mutants tried and killed. Mutants come in the order in
 which they were drawn, so that a run that is stopped by Ctrl-C leaves a smaller sample.
@@ -16,6 +18,7 @@ which they were drawn, so that a run that is stopped by Ctrl-C leaves a smaller 
 import argparse
 import functools
 import gc
+import itertools
 import math
 import os
 import random
@@ -37,9 +40,12 @@ TESTS = [
         *("paths", "predictions", "diffusions", "grids", "named_grids", "noise_levels", "forms"),
         *("solvers", "multistep", "plans", "fitting", "adaptive", "tables", "calibration_rows"),
         *("objectives", "scheduler_config", "transition", "sampling_path", "noising"),
-        *("flow_map_sampling", "parity", "reference_results"),
+        *("flow_map_sampling", "parity", "reference_results", "brownian", "calibration"),
+        *("config_checks", "wrong_arguments", "families", "swap_keys", "swap_grids", "scheduler"),
     )
 ]
+#: A forked process cannot use the threads that its parent has started: it would wait for ever.
+THREADS = "tests/test_reference_results.py::test_threads_change_no_bit"
 #: Seconds of tests that a mutant is given, and those after which one test is without an end.
 MOST, ENDLESS = 10, 60
 
@@ -68,7 +74,7 @@ class Mutation:
         return True
 
     def learn(self, session):
-        """Return the tests of each line of a file, the quickest first."""
+        """Return the tests of each line of a file, in the order in which they are to run."""
         where = [str(SOURCE / (name if "." in name else f"{name}/*")) for name in MUTATED]
         lines = coverage.Coverage(data_file=None, config_file=False, include=where)
         taken = {}
@@ -86,7 +92,8 @@ class Mutation:
         for file in data.measured_files():
             for line, names in data.contexts_by_lineno(file).items():
                 names = set(names)
-                runs[Path(file), line] = [item for item in session.items if item.nodeid in names]
+                of_line = [item for item in session.items if item.nodeid in names]
+                runs[Path(file), line] = by_turns(of_line)
         return runs
 
     def tried(self, session, mutant, items):
@@ -117,6 +124,12 @@ class Mutation:
         return session.testsfailed > 0
 
 
+def by_turns(items):
+    """Return a case of each test, in the order that they have, then a second of each, and on."""
+    cases = defaultdict(itertools.count)
+    return sorted(items, key=lambda item: next(cases[item.nodeid.partition("[")[0]]))
+
+
 def table(sample, result):
     """Return the rows of the table, and the share of all mutants with its interval of 95 %."""
     rows = ["| source | mutants tried | killed |", "|---|---|---|"]
@@ -137,14 +150,17 @@ def main():
     parser.add_argument("tests", nargs="*", default=TESTS)
     parser.add_argument("--sample", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--package", choices=MUTATED)
     parser.add_argument("--mutants", type=int, nargs="+", help="by their numbers")
     args = parser.parse_args()
     everything = mutants()
-    chosen = random.Random(args.seed).sample(range(len(everything)), args.sample)
+    numbers = [n for n, m in enumerate(everything) if args.package in (None, m.package)]
+    chosen = random.Random(args.seed).sample(numbers, min(args.sample, len(numbers)))
     sample = [(number, everything[number]) for number in args.mutants or chosen]
     print(f"{len(sample)} of {len(everything)} mutants", flush=True)
     plugin = Mutation(sample)
-    pytest.main(["-q", "-s", "-p", "no:cacheprovider", *args.tests], plugins=[plugin])
+    words = ["-q", "-s", "-p", "no:cacheprovider", f"--deselect={THREADS}", *args.tests]
+    pytest.main(words, plugins=[plugin])
     print(table(sample, plugin.result))
     sys.exit(any(kind != "killed" for kind in plugin.result.values()))
 

@@ -17,7 +17,7 @@ PICTURES = {
     "conditional_and_marginal",
     "conditional_and_marginal_digits",
     "posterior_weights",
-    "ode_and_sde",
+    "equal_marginals",
 }
 PATHS = ["linear"] + [
     pytest.param(path, marks=pytest.mark.slow)
