@@ -58,9 +58,11 @@ class Gaussian:
             v = (u + advance).clamp(0, 1)
             now, end = (torch.hypot(k * self.std, 1 - k) for k in (u, v))
             y = x / (c.alpha + c.beta)
-            moved = v * self.mean + end / now * (y - u * self.mean)
+            # (end - now)/(v - u), which a step of no length has too
+            growth = ((u + v) * (1 + self.std**2) - 2) / (now + end)
+            slope = self.mean + growth / now * (y - u * self.mean)
             c_x, c_q = conversion(path, prediction, CANONICAL, t)
-            return ((moved - y) / advance - c_x * x) / c_q
+            return (slope - c_x * x) / c_q
 
         return field
 
