@@ -230,13 +230,20 @@ def _ddim_steps(config: Any, solver: Solver, times: Tensor) -> tuple[Step, ...]:
 
 
 def _between(clock: Clock, times: Tensor, fed: Tensor, nodes: Tensor) -> Tensor:
-    """Return what the network is fed at nodes, linear between what is given for the starts."""
-    count = len(times) - 1
-    fed = torch.cat([fed, clock.to_timestep(times[-1:])])
+    """Return what the network is fed at nodes, linear between what is given for the starts.
+
+    Where the end is at an infinite timestep no line leads to it: in the last step the network is
+    fed as much more than at its start as the clock's own timestep is.
+    """
+    count, end = len(times) - 1, clock.to_timestep(times[-1:])
+    fed = torch.cat([fed, end])
     cell = (torch.searchsorted(times, nodes, right=True) - 1).clamp(0, count - 1)
     share = (nodes - times[cell]) / (times[cell + 1] - times[cell])
-    # the end may be at an infinite timestep, from which nothing is asked
-    return torch.where(share == 0, fed[cell], torch.lerp(fed[cell], fed[cell + 1], share))
+    found = torch.lerp(fed[cell], fed[cell + 1], share)
+    if not end.isfinite():
+        more = clock.to_timestep(nodes) - clock.to_timestep(times[-2:-1])
+        found = torch.where(cell == count - 1, fed[-2] + more, found)
+    return torch.where(share == 0, fed[cell], found)
 
 
 def with_end(starts: Tensor, last: float) -> Tensor:
