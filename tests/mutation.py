@@ -42,6 +42,7 @@ TESTS = [
         *("objectives", "scheduler_config", "transition", "sampling_path", "noising"),
         *("flow_map_sampling", "parity", "reference_results", "brownian", "calibration"),
         *("config_checks", "wrong_arguments", "families", "swap_keys", "swap_grids", "scheduler"),
+        "timetable",
     )
 ]
 #: A forked process cannot use the threads that its parent has started: it would wait for ever.

@@ -8,7 +8,6 @@ takes the picture of it that the documents show.
 import importlib.util
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,14 +18,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, TIMEOUT, browsing
 from hub_server import HubServer
 from huggingface_hub import SpaceCard
 from test_app import PIPES, SCRIPT
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 COUNT = "Evaluations of the network for each image: "
-TIMEOUT = 240_000  # of a wait, in ms
 
 
 def needs(*modules, chromium=False):
@@ -72,22 +70,6 @@ def served(log, *flags, script=SCRIPT, proxy=None):
     finally:
         server.terminate()
         server.wait()
-
-
-@contextmanager
-def browsing(url):
-    """Open an address in Chromium; give the page, and what it asked for elsewhere."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page, elsewhere = browser.new_page(viewport={"width": 1280, "height": 1000}), []
-        page.set_default_timeout(TIMEOUT)
-        known = (url, "data:", "blob:")
-        page.on("request", lambda r: r.url.startswith(known) or elsewhere.append(r.url))
-        page.goto(url)
-        yield page, elsewhere
-        browser.close()
 
 
 def draw(page, evaluations, column=0, **entries):

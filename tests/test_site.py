@@ -5,10 +5,14 @@ import re
 import runpy
 import subprocess
 import sys
+import threading
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, browsing
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "docs" / "_site"
@@ -39,6 +43,13 @@ class Links(HTMLParser):
         (self.loaded if loads else self.linked).extend(found)
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    """A server of files that says nothing."""
+
+    def log_message(self, *args):
+        pass
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
@@ -65,6 +76,24 @@ def test_every_link_of_the_site_resolves_and_nothing_is_loaded_from_elsewhere(si
             assert file.exists(), (page.name, link)
             if place and file.suffix == ".html":
                 assert place in pages[file].places, (page.name, link)
+
+
+@pytest.mark.slow
+@needs("mkdocs", "material", "mkdocstrings", "latex2mathml", "playwright")
+@pytest.mark.skipif(CHROMIUM is None, reason="install chromium")
+def test_the_search_finds_a_page_without_a_network(site):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with browsing(f"http://127.0.0.1:{server.server_port}/") as (page, elsewhere):
+        page.get_by_placeholder("Search").fill("certificate")
+        found = page.locator(".md-search-result__link")
+        found.first.wait_for()
+        links = found.evaluate_all("links => links.map(link => link.href)")
+        assert any("/certificate" in link for link in links)
+        found.first.click()
+        page.wait_for_url("**/certificate.html*")
+        assert elsewhere == []
+    server.shutdown()
 
 
 @pytest.mark.slow

@@ -56,3 +56,8 @@ def on_page_content(content: str, **kwargs: object) -> str:
         return convert(formula, display="block" if found[2] == "[" else "inline")
 
     return _FORMULA.sub(drawn, content)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Leave out what makes a reader's browser ask GitHub for the stars of the repository."""
+    return output.replace(' data-md-component="source"', "")
