@@ -90,6 +90,8 @@ def test_noise_in_some_steps_alone():
     assert noisy == [False, True, False, False]
     scheduler.set_timesteps(4, noisy_steps=[0, 1, 2])
     assert [step.std > 0 for step in scheduler._plan.steps] == [True, True, True, False]
-    for steps in ([3], [-1], [0.5]):
-        with pytest.raises(ValueError, match="noisy_steps must be intervals from 0 to 2"):
+    scheduler.set_timesteps(4, noisy_steps=torch.tensor([2, 0, 0]))
+    assert [step.std > 0 for step in scheduler._plan.steps] == [True, False, True, False]
+    for steps in ([3], [-1], [0.5], torch.tensor(2.0), [True, False], np.array([False])):
+        with pytest.raises(ValueError, match="noisy_steps must be .* from 0 to 2"):
             scheduler.set_timesteps(4, noisy_steps=steps)

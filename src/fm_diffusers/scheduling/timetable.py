@@ -141,16 +141,18 @@ def _window(solver: Solver, times: Tensor, noisy_steps: Sequence[int]) -> Diffus
         ValueError: without a diffusion, or for intervals that do not exist or are the last one.
     """
     count = len(times) - 1
-    steps = list(noisy_steps) if isinstance(noisy_steps, Iterable) else [noisy_steps]
+    listed = noisy_steps.tolist() if hasattr(noisy_steps, "tolist") else noisy_steps
+    steps = list(listed) if isinstance(listed, Iterable) else [listed]
     if solver.diffusion is None:
         raise ValueError(
             f"noisy_steps={steps} need a coefficient of noise, and the scheduler has "
             'none: make it with a diffusion, diffusion="flow_grpo" for example'
         )
-    if any(not isinstance(i, Integral) or not 0 <= i < count - 1 for i in steps):
+    whole = all(isinstance(i, Integral) and not isinstance(i, bool) for i in steps)
+    if not whole or not all(0 <= i < count - 1 for i in steps):
         raise ValueError(
-            f"noisy_steps must be intervals from 0 to {count - 2}, the last of the {count} is "
-            f"never noisy; got {steps}"
+            f"noisy_steps must be intervals by their numbers, from 0 to {count - 2}, the last of "
+            f"the {count} is never noisy; got {steps}"
         )
     return windowed(solver.diffusion, [times[i : i + 2].tolist() for i in sorted(set(steps))])
 
