@@ -46,8 +46,8 @@ def test_no_more_noise_than_there_is_and_no_end_may_be_given():
     scheduler = GaussianFlowScheduler()
     scheduler.set_timesteps(sigmas=[1.0, 0.4])  # pure noise is the first that may
     assert scheduler.sigmas.tolist() == pytest.approx([1.0, 0.4, 0.0])
-    scheduler.set_timesteps(sigmas=[1.0, 0.0])  # an end that is given is the end
-    assert scheduler.sigmas.tolist() == [1.0, 0.0]
+    scheduler.set_timesteps(sigmas=[1.0, 0.4, 0.1, 0.0])  # an end that is given is the end
+    assert scheduler.sigmas.tolist() == pytest.approx([1.0, 0.4, 0.1, 0.0])
     scheduler.set_timesteps(sigmas=[1 + 1e-9, 0.4])  # rounding is none
     assert scheduler._plan.times[0] == 0
     scheduler.set_timesteps(timesteps=[1.0])  # of several these would be noise levels
@@ -101,3 +101,10 @@ def test_noise_in_some_steps_alone():
     for steps in ([3], [-1], [0.5], torch.tensor(2.0), [True, False], np.array([False])):
         with pytest.raises(ValueError, match="noisy_steps must be .* from 0 to 2"):
             scheduler.set_timesteps(4, noisy_steps=steps)
+
+
+def test_a_grid_without_effect_is_told_where_it_is_asked_for():
+    scheduler = GaussianFlowScheduler(grid="karras")
+    with pytest.warns(UserWarning, match=r"say where the steps start, grid='karras'") as told:
+        scheduler.set_timesteps(sigmas=[1.0, 0.4])
+    assert told[0].filename == __file__
