@@ -104,7 +104,7 @@ def test_noise_in_some_steps_alone():
 
 
 def test_a_grid_without_effect_is_told_where_it_is_asked_for():
-    scheduler = GaussianFlowScheduler(grid="karras")
-    with pytest.warns(UserWarning, match=r"say where the steps start, grid='karras'") as told:
+    scheduler = GaussianFlowScheduler(grid="beta57")
+    with pytest.warns(UserWarning, match=r"say where the steps start, grid='beta57'") as told:
         scheduler.set_timesteps(sigmas=[1.0, 0.4])
     assert told[0].filename == __file__
