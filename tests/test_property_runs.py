@@ -78,6 +78,8 @@ def test_more_steps_converge_to_the_exact_distribution(config):
     scheduler = scheduler_of(config)
     if scheduler is None or config.get("diffusion") in NOT_LIMITS:
         return
+    if config.get("grid") == "ays":  # from its last ratio to the data is one step, however many
+        return
     mu = 0.5 if scheduler.config.use_dynamic_shifting else None
     single = scheduler.solver.noisy or config.get("solver") == "flow_map"
     error = error_of_sde if single else error_of_ode
@@ -86,10 +88,7 @@ def test_more_steps_converge_to_the_exact_distribution(config):
         if errors[-1] is None or errors[-1] < 0.02:
             return
         errors.append(error(scheduler, n, mu))
-    if errors[-1] is None or errors[-1] < max(0.02, 0.7 * errors[-2]):
-        return
-    # errors of Euler's long steps may cancel before they fall
-    assert error(scheduler, 1000, mu) < max(0.02, 0.8 * max(errors)), errors
+    assert errors[-1] is None or errors[-1] < max(0.02, 0.7 * errors[-2]), errors
 
 
 #: Dtypes of the sample and of the model output.

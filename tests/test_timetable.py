@@ -48,7 +48,7 @@ def test_no_more_noise_than_there_is_and_no_end_may_be_given():
     assert scheduler.sigmas.tolist() == pytest.approx([1.0, 0.4, 0.0])
     scheduler.set_timesteps(sigmas=[1.0, 0.4, 0.1, 0.0])  # an end that is given is the end
     assert scheduler.sigmas.tolist() == pytest.approx([1.0, 0.4, 0.1, 0.0])
-    scheduler.set_timesteps(sigmas=[1 + 1e-9, 0.4])  # rounding is none
+    scheduler.set_timesteps(sigmas=[1 + 5e-7, 0.4])  # rounding is none
     assert scheduler._plan.times[0] == 0
     scheduler.set_timesteps(timesteps=[1.0])  # of several these would be noise levels
     assert scheduler.sigmas.tolist() == pytest.approx([0.001, 0.0])
