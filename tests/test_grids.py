@@ -21,7 +21,7 @@ WHOLE = ["linear", "cosine", "polynomial"]
 VARIABLES = {
     "logistic": lambda a, b: a / (a + b),  # shift and scale 1
     "shifted": lambda a, b: 3 * a / (3 * a + b),
-    "logit_normal": lambda a, b: stats.norm.cdf(np.log(a / b), scale=2),
+    "logit_normal": lambda a, b: stats.norm.cdf(np.log(a / b), loc=1, scale=2),  # mean 1
     "log_snr": lambda a, b: np.log(a / b),
     "karras": lambda a, b: (b / a) ** (1 / 7),
     "exponential": lambda a, b: np.log(b / (a + b)),
@@ -91,7 +91,7 @@ def test_grids_stop_at_the_same_log_snr_on_every_path(name, path_name, n):
 def test_steps_are_equal_in_the_variable_of_the_grid(name, path_name):
     path = PATHS[path_name]()
     ends = path.time(torch.tensor([-3.0, 2.5], dtype=torch.float64)).tolist()
-    kwargs = {"scale": 1.0} if name == "logistic" else {}
+    kwargs = {"logistic": {"scale": 1.0}, "logit_normal": {"mean": 1.0}}.get(name, {})
     alpha, beta = (c.numpy() for c in path(GRIDS[name](8, path, *ends, **kwargs))[:2])
     steps = np.diff(VARIABLES[name](alpha, beta))
     np.testing.assert_allclose(steps, steps.mean(), rtol=1e-8)
@@ -163,6 +163,7 @@ def test_ends_inside_the_cuts_are_kept_without_a_cut():
         ("shifted", {"shift": -2.0}, "shift must be positive and finite, got -2.0"),
         ("shifted", {"shift": math.inf}, "shift must be positive and finite, got inf"),
         ("logit_normal", {"std": 0.0}, "std must be positive and finite, got 0.0"),
+        ("logit_normal", {"mean": math.inf}, "mean must be finite, got inf"),
         ("karras", {"rho": math.nan}, "rho must be positive and finite, got nan"),
         ("beta", {"alpha": 0.0}, "alpha must be positive and finite, got 0.0"),
         ("beta", {"beta": -0.5}, "beta must be positive and finite, got -0.5"),

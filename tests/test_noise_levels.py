@@ -150,6 +150,7 @@ def test_levels_and_times_are_inverse(path_name):
         (lambda: respace("karras", 4, 1.0, 0.0), "last must be positive and finite, got 0.0"),
         (lambda: respace("beta", 4, 1.0, math.nan), "last must be positive and finite, got nan"),
         (lambda: warp(torch.tensor([1.0, 0.5]), 1.0, 2.0), "shift_terminal must lie between 0"),
+        (lambda: warp(torch.tensor([1.0, 0.5]), 1.0, math.nan), "shift_terminal must be finite"),
     ],
 )
 def test_impossible_levels_say_why(call, message):

@@ -155,6 +155,8 @@ def test_impossible_paths_are_refused(name, kwargs, message):
             {"num_train_timesteps": 1, "rescale_betas_zero_snr": True},
             r"float32 tells 0 of 1 apart",
         ),
+        ({"beta_start": math.nan}, "beta_start must be finite, got nan"),
+        ({"beta_end": math.inf}, "beta_end must be finite, got inf"),
         ({"num_train_timesteps": 0}, r"num_train_timesteps must be an integer .*, got 0"),
         ({"rescale_betas_zero_snr": "false"}, r"must be True or False, got 'false'"),
         ({"snr_shift_scale": -1.0}, r"snr_shift_scale must be positive and finite, got -1.0"),
