@@ -19,7 +19,10 @@ from torch import float64
 BOUNDED = ("clip_sample", "thresholding")
 NOT_LIMITS = ("cps", "refresh")  # their K does not shrink with the step
 #: Ends that a user puts far from the data, or far from the noise, are no part of convergence.
-CUT = ("sigma_min", "sigma_max", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+CUT = (
+    *("sigma_min", "sigma_max", "shift_terminal"),
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
+)
 P = torch.linspace(0.05, 0.95, 7, dtype=float64)
 
 
