@@ -217,8 +217,9 @@ def test_a_memoryless_process_forgets_its_start():
 def test_bad_coefficients_are_refused():
     with pytest.raises(ValueError, match="unknown diffusion 'brownian': choose one of constant"):
         get_diffusion("brownian")
-    with pytest.raises(ValueError, match="at least 0, got -1"):
-        get_diffusion("beta", -1)
+    for scale in (-1, math.inf):
+        with pytest.raises(ValueError, match=f"finite and at least 0, got {scale}"):
+            get_diffusion("beta", scale)
 
 
 def test_users_add_their_own():

@@ -149,6 +149,15 @@ def test_the_default_grid_spreads_out_with_the_number_of_steps():
     assert shifts == [0.7, 0.7, 0.5, 0.5]
 
 
+def test_the_step_before_a_cut_ends_at_it_however_few_there_are():
+    (_, inner, _), path = GRIDS["log_snr"](2, Linear(), sigma_min=0.02), Linear()
+    assert path.log_snr(inner).item() == pytest.approx(-math.log(0.02))
+
+
+def test_one_leading_step_of_a_table_begins_at_its_first_timestep():
+    assert GRIDS["ddim"](1, PATHS["discrete"]()).tolist() == pytest.approx([0.999, 1.0])
+
+
 def test_ends_inside_the_cuts_are_kept_without_a_cut():
     times = GRIDS["log_snr"](4, Linear(), 0.1, 0.9)
     expected = np.linspace(-math.log(9), math.log(9), 5)

@@ -156,6 +156,7 @@ def test_impossible_paths_are_refused(name, kwargs, message):
             r"float32 tells 0 of 1 apart",
         ),
         ({"beta_start": math.nan}, "beta_start must be finite, got nan"),
+        ({"beta_start": 0.5, "beta_end": 1.5}, "every beta must be between 0 and 1, exclusively"),
         ({"beta_end": math.inf}, "beta_end must be finite, got inf"),
         ({"num_train_timesteps": 0}, r"num_train_timesteps must be an integer .*, got 0"),
         ({"rescale_betas_zero_snr": "false"}, r"must be True or False, got 'false'"),
