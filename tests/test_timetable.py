@@ -52,6 +52,7 @@ def test_no_more_noise_than_there_is_and_no_end_may_be_given():
     assert scheduler._plan.times[0] == 0
     scheduler.set_timesteps(timesteps=[1.0])  # of several these would be noise levels
     assert scheduler.sigmas.tolist() == pytest.approx([0.001, 0.0])
+    scheduler.set_timesteps(timesteps=[1.5, 0.4])  # some are above all noise levels
     with pytest.raises(ValueError, match="look like noise levels"):
         scheduler.set_timesteps(timesteps=[1.0, 0.4])
     for sigmas in ([1.01, 0.5], [0.5, -0.1], [0.5, 0.5], [0.2, 0.5], []):
@@ -87,6 +88,8 @@ def test_bounds_are_those_of_the_configuration(config, expected):
     found = bounds_of(GaussianFlowScheduler(**config).config)
     assert (found.clip, found.quantile, found.keep_noise) == expected
     assert found.most == 1.0
+    larger = GaussianFlowScheduler(**config, sample_max_value=2.0)
+    assert bounds_of(larger.config).most == 2.0
 
 
 def test_noise_in_some_steps_alone():
