@@ -170,6 +170,7 @@ def test_no_sde_is_drawn_from_a_network_of_coupled_noise(examples, silent):
         evaluate.main(evaluate.EvaluationArguments(str(silent), dataset_name="digits"))
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_pushed_with_its_card(silent):
     (silent / "training.json").write_text(json.dumps(COUPLED))
     (silent / "checkpoint-1").mkdir()

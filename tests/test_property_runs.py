@@ -87,11 +87,14 @@ def test_more_steps_converge_to_the_exact_distribution(config):
     single = scheduler.solver.noisy or config.get("solver") == "flow_map"
     error = error_of_sde if single else error_of_ode
     errors = [error(scheduler, 24, mu)]
-    for n in (96, 384):  # a second time where equal steps crowd where little happens
+    # again where equal steps crowd where little happens, or where errors of few steps cancel
+    for n, falls in ((96, 0.0), (384, 0.7), (1000, 0.7)):
         if errors[-1] is None or errors[-1] < 0.02:
             return
         errors.append(error(scheduler, n, mu))
-    assert errors[-1] is None or errors[-1] < max(0.02, 0.7 * errors[-2]), errors
+        if errors[-1] is None or errors[-1] < falls * errors[-2]:
+            return
+    assert errors[-1] < 0.02, errors
 
 
 #: Dtypes of the sample and of the model output.
