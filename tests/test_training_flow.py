@@ -9,7 +9,13 @@ from torch import nn
 
 from fm_diffusers import GaussianFlowScheduler
 from fm_diffusers.training.arguments import ImageArguments
-from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, scaled
+from fm_diffusers.training.flow import (
+    OBJECTIVES,
+    FlowArguments,
+    coupled_noise,
+    flow_loss,
+    scaled,
+)
 
 
 @dataclass
@@ -67,6 +73,17 @@ def test_diffusers_flow_schedulers_sample_what_is_trained_by_default(name):
         x = theirs.step(eps - z, timestep, x).prev_sample
     assert abs(x.mean() - 0.7) < 0.02 and abs(x.std() - 0.5) < 0.025
     assert Arguments(path="cosine").scheduler().config.prediction_type == "velocity"
+
+
+def test_times_of_a_flow_are_uniform_and_those_of_its_map_logit_normal_unless_named():
+    found = {objective: Arguments(objective=objective).time_sampler for objective in OBJECTIVES}
+    assert found == {
+        "flow_matching": "low_discrepancy",
+        "score_matching": "low_discrepancy",
+        "mean_flow": "logit_normal",
+    }
+    named = Arguments(objective="mean_flow", time_sampler="low_discrepancy")
+    assert named.time_sampler == "low_discrepancy"
 
 
 def test_times_are_those_of_the_sampler_scaled_into_the_range():
