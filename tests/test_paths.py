@@ -188,3 +188,14 @@ def test_impossible_tables_say_why(kwargs, message):
 def test_parameters_of_paths_are_numbers_in_their_range(name, parameter, wrong):
     with pytest.raises(ValueError, match=parameter):
         PATHS[name](**{parameter: wrong})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_time_that_misses_a_node_of_a_table_by_rounding_has_the_rates_of_the_node(dtype):
+    """The rates jump at nodes, which are the timesteps that networks are trained at."""
+    path = PATHS["discrete"]()
+    t = torch.arange(1000, dtype=torch.float64) / 1000
+    rates = path(t).d_alpha
+    for other in (path.time(path.log_snr(t)), t.nextafter(t - 1), t.nextafter(t + 1)):
+        found = path(other[1:].to(dtype)).d_alpha
+        torch.testing.assert_close(found.double(), rates[1:], rtol=1e-4, atol=0)

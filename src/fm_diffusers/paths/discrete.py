@@ -168,7 +168,9 @@ class Discrete(GaussianPath):
     def coefficients(self, t: Tensor) -> Coefficients:  # noqa: D102
         angles, rests = self._table_on(t.device)
         n, place = self.num_train_timesteps, t.to(angles.dtype) * self.num_train_timesteps
-        cell = place.floor().clamp(0, n - 1)
+        # rates jump at nodes: a time that misses one by rounding is in the cell that begins there
+        missed = min(64 * n * max(torch.finfo(x.dtype).eps for x in (t, angles)), 0.01)
+        cell = (place + missed).floor().clamp(0, n - 1)
         share, first = place - cell, cell.nan_to_num().long()  # no time, no coefficients
 
         def between(table: Tensor) -> Tensor:
