@@ -187,6 +187,14 @@ PARTS = {
         10,
         ("outputs/digits",),
     ),
+    "network_sde_mnist": Part(
+        "-m benchmarks.networks.sde --models pretrained/mnist --dataset_name {mnist} "
+        "--diffusions memoryless --peers 'DPM++2M SDE' er_sde --num_samples 400 --seeds 0 1 "
+        "--name network_sde_mnist --output_dir {out}",
+        tables("network_sde_mnist"),
+        "docs/samplers.md",
+        20,
+    ),
     "inference": Part(
         "-m benchmarks.inference.features --models outputs/dit outputs/unet --output_dir {out}",
         tables("inference"),

@@ -509,7 +509,8 @@ def test_what_would_leave_the_map_as_it_was_is_refused(examples, tmp_path):
         ({"weighting": "min_snr"}, "drop --weighting min_snr"),
         ({"coupling": "optimal_transport"}, "drop --coupling optimal_transport"),
         ({"t_max": 0.9}, "all times from noise to data: drop --t_max 0.9"),
-        ({"map_share": 2.0}, r"--map_share 2.0 and --map_power 1.0 must lie in \[0, 1\]"),
+        ({"map_share": 2.0}, r"--map_share must lie in \[0, 1\], got 2.0"),
+        ({"map_to_data": -0.1}, r"--map_to_data must lie in \[0, 1\], got -0.1"),
     ],
 )
 def test_flags_that_mean_flow_has_no_use_for_are_refused(flags, message, train):

@@ -55,6 +55,7 @@ WARNS = {
     "lr_scheduler",
     "map_power",
     "map_share",
+    "map_to_data",
     "max_grad_norm",
     "mixed_precision",
     "noise_level",

@@ -143,6 +143,10 @@ class FlowArguments(LossArguments):
     map_share: float = field(
         default=0.5, metadata={"help": "Of mean_flow: share of a batch that learns the map."}
     )
+    map_to_data: float = field(
+        default=0.6,
+        metadata={"help": "Of mean_flow: share of the map's steps that end at data."},
+    )
     map_power: float = field(
         default=1.0, metadata={"help": "Of mean_flow: p of the weights 1/(error + c)^p."}
     )
@@ -170,10 +174,9 @@ class FlowArguments(LossArguments):
 
     def _check_map(self) -> None:
         """Raise a `ValueError` for what a flow map cannot be learned with."""
-        if not (0 <= self.map_share <= 1 and 0 <= self.map_power <= 1):
-            raise ValueError(
-                f"--map_share {self.map_share} and --map_power {self.map_power} must lie in [0, 1]"
-            )
+        for name in ("map_share", "map_to_data", "map_power"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.objective != "mean_flow":
             return
         needed = {"weighting": (None, "uniform"), "coupling": ("independent",)}
@@ -235,7 +238,8 @@ def flow_loss(
     t = args.t_min + (args.t_max - args.t_min) * t
     if isinstance(args, FlowArguments) and args.objective == "mean_flow":
         u, end = (clock_of(scheduler.path, t) for t in (t, torch.ones_like(t)))
-        learn = MapObjective("mean_flow", args.map_share, power=args.map_power)
+        shares = args.map_share, args.map_to_data
+        learn = MapObjective("mean_flow", *shares, power=args.map_power)
         slope, y = Slope(network, scheduler, condition), torch.lerp(eps, z, expand_like(u, z))
         return learn(slope, y, u, end, (z - eps).__getitem__, conditional=True)
     x_t = scheduler.path.flow_map(z, eps, t)
