@@ -45,6 +45,11 @@ NEEDS = {
     "outputs/digits": f"{DIGITS} --block_out_channels 32 64",
     "outputs/digits-map": f"{MAP} --model outputs/digits --guidance_scale 2 "
     "--max_train_steps 2000",
+    **{
+        f"outputs/mean-flow-{seed}": f"{TRAIN} --dataset_name digits --objective mean_flow "
+        f"--max_train_steps 2000 --block_out_channels 32 64 --seed {seed}"
+        for seed in range(3)
+    },
     "outputs/unet": f"{DIGITS} --block_out_channels 16 32",
     "outputs/dit": f"{DIGITS} --backbone transformer --attention_head_dim 16",
     "outputs/mnist-euler": '-c "import diffusers, fm_diffusers, sys; '
@@ -178,6 +183,16 @@ PARTS = {
         "docs/few_evaluations.md",
         10,
         ("outputs/digits", "outputs/digits-map"),
+    ),
+    "mean_flow_digits": Part(
+        "-m benchmarks.networks.one_evaluation --teacher outputs/digits "
+        "--maps outputs/mean-flow-0 outputs/mean-flow-1 outputs/mean-flow-2 "
+        "--dataset_name digits --converged_steps 60 --calibration_samples 0 "
+        "--name mean_flow_digits --output_dir {out}",
+        tables("mean_flow_digits"),
+        "docs/few_evaluations.md",
+        25,
+        ("outputs/digits", *(f"outputs/mean-flow-{seed}" for seed in range(3))),
     ),
     "network_sde": Part(
         "-m benchmarks.networks.sde --models outputs/digits --dataset_name digits "
