@@ -40,7 +40,7 @@ def command(args: Any) -> str:
     needed = [each.name for each in fields(args) if each.default is each.default_factory]
     plain = type(args)(**{name: getattr(args, name) for name in needed})
     changed = {
-        name: value if relative(value) else public(value)
+        name: shown(value)
         for name, value in vars(args).items()
         if name not in PLACES and (name in needed or value != getattr(plain, name))
     }
@@ -48,10 +48,11 @@ def command(args: Any) -> str:
     return shlex.join(["python", "-m", module, *flags(changed)])
 
 
-def relative(value: Any) -> bool:
-    """Return whether a value is no path from the root of this machine, nor a list of such."""
-    values = value if isinstance(value, list) else [value]
-    return not any(isinstance(each, str) and os.path.isabs(each) for each in values)
+def shown(value: Any) -> Any:
+    """Return a value without the place on this machine that a path from its root would tell."""
+    if isinstance(value, list):
+        return [shown(each) for each in value]
+    return public(value) if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def processor() -> str:

@@ -19,13 +19,10 @@ PICTURES = {
     "posterior_weights",
     "equal_marginals",
 }
-PATHS = ["linear"] + [
-    pytest.param(path, marks=pytest.mark.slow)
-    for path in ("cosine", "polynomial", "variance_preserving")
-]
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["linear", "cosine", "polynomial", "variance_preserving"])
 def test_pictures(path, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output_dir", str(tmp_path), "--path", path])
     runpy.run_path(str(SCRIPT), run_name="__main__")

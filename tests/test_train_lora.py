@@ -231,6 +231,7 @@ def train_and_load():
     return load()
 
 
+@pytest.mark.slow
 def test_the_adapter_alone_is_pushed_and_loaded_back(inverted, tmp_path):
     with HubServer() as hub:
         base = Path(make_base(tmp_path / "base"))

@@ -27,6 +27,7 @@ def quality():
     return importlib.import_module("benchmarks.training.quality")
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_once_and_reported(quality, tmp_path, capsys):
     args = quality.QualityArguments(**TINY, trainings=["ours", "DDPM"], output_dir=str(tmp_path))
     quality.main(args)
