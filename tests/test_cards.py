@@ -40,7 +40,8 @@ SCRIPTS = {
     "plain": "train_mnist.py --dataset_name HOME/shapes --label_column= --block_out_channels 8",
 }
 COMMON = "--train_batch_size 16 --lr_warmup_steps 1 --report_to none"
-pytestmark = pytest.mark.xdist_group("cards")  # its fixtures are dear: make them once
+#: Its fixtures are dear: make them once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cards")]
 
 
 def save_pictures(folder):
@@ -220,7 +221,6 @@ def test_the_card_of_a_pipeline_that_is_pushed_by_hand_runs(kind, number, asked,
         assert len(first.drawn[f"user/{kind}-{how}"]["images"]) == number
 
 
-@pytest.mark.slow
 def test_what_follows_from_a_pipeline_keeps_its_names(rest):
     for name in ("straight", "adapter", "further"):
         assert f"pipe({NAMED}, num" in rest.codes[f"user/{name}"]
@@ -230,7 +230,6 @@ def test_what_follows_from_a_pipeline_keeps_its_names(rest):
     assert f"pipe({NAMED}, num" in rest.codes["user/latent"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rewarded", "plain"])
 def test_what_was_trained_without_classes_is_asked_for_none(name, rest):
     assert "pipe(batch_size=4, num" in rest.codes[f"user/{name}"]
@@ -238,12 +237,11 @@ def test_what_was_trained_without_classes_is_asked_for_none(name, rest):
     assert np.array(rest.drawn[f"user/{name}"]["ode"]).shape == (4, 8, 8, 3)
 
 
-@pytest.mark.slow
 def test_the_card_of_an_autoencoder_brings_images_back(rest):
     assert np.array(rest.drawn["user/codes"]["images"]).shape == (1, 3, 8, 8)
 
 
-@pytest.mark.parametrize("lot", ["first", pytest.param("rest", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lot", ["first", "rest"])
 def test_nothing_that_is_pushed_tells_a_place_on_this_machine(lot, request):
     lot = request.getfixturevalue(lot)
     for repo_id, card in lot.cards.items():

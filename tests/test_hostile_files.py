@@ -210,6 +210,7 @@ BOUNDED = """
 """
 
 
+@pytest.mark.slow
 def test_sizes_that_are_claimed_are_not_taken(saved, tmp_path):
     large = [name for name in HOSTILE if "10^" in name or "1e308" in name or "deep" in name]
     large += ["unet: many blocks", "weights: header of 2^64 - 1 bytes"]

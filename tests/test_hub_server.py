@@ -46,6 +46,7 @@ def push_twice_and_load() -> Any:
     return {"commits": commits, "equal": all(torch.equal(*p) for p in pairs), "steps": steps}
 
 
+@pytest.mark.slow
 def test_a_pipeline_comes_back_bit_for_bit_and_a_second_push_changes_nothing(
     hub: HubServer,
 ) -> None:
