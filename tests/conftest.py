@@ -1,18 +1,11 @@
 import copy
 import functools
-import gc
 
 import huggingface_hub
 import pytest
 
 from fm_diffusers import GaussianFlowScheduler, evaluation
 from fm_diffusers.training import data, pictures, sources
-
-
-def pytest_collection_finish():
-    """Spare the garbage collector what is imported: a million objects that it need not visit."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
