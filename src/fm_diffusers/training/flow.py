@@ -24,8 +24,12 @@ from fm_diffusers.training.arguments import ImageArguments, TrainingArguments
 from fm_diffusers.training.flow_maps import MapObjective, Slope, check_slope, clock_of
 from fm_diffusers.weightings import WEIGHTINGS, loss_weight
 
-#: What a network learns, and the weighting of its own target's squared error.
-OBJECTIVES = {"flow_matching": "uniform", "score_matching": "snr", "mean_flow": "uniform"}
+#: What a network learns: the weighting of its target's squared error, and the density of times.
+OBJECTIVES = {
+    "flow_matching": ("uniform", "low_discrepancy"),
+    "score_matching": ("snr", "low_discrepancy"),
+    "mean_flow": ("uniform", "logit_normal"),
+}
 
 
 @dataclass
@@ -152,7 +156,7 @@ class FlowArguments(LossArguments):
     )
 
     def __post_init__(self) -> None:
-        implied = look_up("--objective", OBJECTIVES, self.objective)
+        implied, times = look_up("--objective", OBJECTIVES, self.objective)
         if self.objective == "score_matching" and self.weighting not in (None, implied):
             raise ValueError(
                 f"--objective score_matching is a weighting, 'snr': --weighting {self.weighting} "
@@ -160,8 +164,7 @@ class FlowArguments(LossArguments):
             )
         self._check_map()
         self.weighting = self.weighting or implied
-        if self.objective == "mean_flow":
-            self.time_sampler = self.time_sampler or "logit_normal"
+        self.time_sampler = self.time_sampler or times
         super().__post_init__()
         if self.init_from is None:  # else they are those of the pipeline, see `tuning`
             self.path, self.path_kwargs = self.path or "linear", self.path_kwargs or "{}"
