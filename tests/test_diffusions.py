@@ -199,7 +199,9 @@ def test_a_wrong_entry_of_the_table_is_told_what_to_write(monkeypatch):
 
 @pytest.mark.parametrize("wrong", [{}, {"profile": "beta"}, {"closed_integral": 2.0}])
 def test_a_coefficient_is_made_of_functions(wrong):
-    with pytest.raises(ValueError, match=r"a function: a profile\(path, t, scale\)"):
+    with pytest.raises(
+        ValueError, match=r"give a diffusion a function: a profile\(path, t, scale\)"
+    ):
         Diffusion(**wrong)
 
 

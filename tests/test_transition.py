@@ -267,7 +267,9 @@ def test_noise_is_drawn_in_the_window_only_and_never_on_the_last_step(solver):
     stds = [transition.std for transition in found]
     assert [std > 0 for std in stds] == [False, True, False, True, False, False]
     for bad in ([5], [-1], [6], [1.5]):
-        with pytest.raises(ValueError, match="noisy_steps must be .* from 0 to 4"):
+        with pytest.raises(
+            ValueError, match="noisy_steps must be intervals by their numbers, from 0 to 4"
+        ):
             scheduler.set_timesteps(6, noisy_steps=bad)
     with pytest.raises(ValueError, match="need a coefficient of noise"):
         GaussianFlowScheduler(solver=solver).set_timesteps(6, noisy_steps=[1])
