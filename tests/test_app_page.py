@@ -5,7 +5,6 @@
 takes the picture of it that the documents show.
 """
 
-import importlib.util
 import os
 import re
 import socket
@@ -18,20 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, TIMEOUT, browsing
+from browser import TIMEOUT, browsing, needs
 from hub_server import HubServer
 from huggingface_hub import SpaceCard
 from test_app import PIPES, SCRIPT
 
 ROOT = Path(__file__).parents[1]
 COUNT = "Evaluations of the network for each image: "
-
-
-def needs(*modules, chromium=False):
-    """Skip a test where the extra `browser` or Chromium is missing."""
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    missing += ["chromium"] if chromium and CHROMIUM is None else []
-    return pytest.mark.skipif(bool(missing), reason=f"install {missing}: extra `browser`, apt")
 
 
 class Refusals:

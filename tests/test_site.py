@@ -12,19 +12,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, browsing
+from browser import browsing, needs
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "docs" / "_site"
 as_markdown = None
 if importlib.util.find_spec("griffe"):
     as_markdown = runpy.run_path(str(SITE / "docstrings.py"))["as_markdown"]
-
-
-def needs(*modules):
-    """Skip a test where one of the modules of the extra `docs` is missing."""
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"install the extra `docs`: {missing}")
 
 
 class Links(HTMLParser):
@@ -79,8 +73,7 @@ def test_every_link_of_the_site_resolves_and_nothing_is_loaded_from_elsewhere(si
 
 
 @pytest.mark.slow
-@needs("mkdocs", "material", "mkdocstrings", "latex2mathml", "playwright")
-@pytest.mark.skipif(CHROMIUM is None, reason="install chromium")
+@needs("mkdocs", "material", "mkdocstrings", "latex2mathml", "playwright", chromium=True)
 def test_the_search_finds_a_page_without_a_network(site):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site))
     threading.Thread(target=server.serve_forever, daemon=True).start()
