@@ -158,12 +158,20 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("learned, other", [(2.0, 3.0), (2.0, None), (None, 2.0)])
+def test_a_network_of_one_scale_begins_another(learned, other):
+    one = stirred(with_two_times(make_unet(), learned))
+    two = with_two_times(one, other)
+    assert (one.config.distilled_guidance, two.config.distilled_guidance) == (learned, other)
+    torch.testing.assert_close(two.state_dict(), one.state_dict(), rtol=0, atol=0)
+
+
 def test_what_is_no_network_of_two_times_is_refused():
     with pytest.raises(ValueError, match="Linear cannot be given a second time"):
         with_two_times(torch.nn.Linear(1, 1))
-    guided = with_two_times(make_unet(), 2.0)
-    with pytest.raises(ValueError, match="distilled_guidance=3.0 contradicts"):
-        with_two_times(guided, 3.0)
+    for learned, other in ((2.0, [1.0, 4.0]), ([1.0, 4.0], 2.0), ([1.0, 4.0], [1.0, 2.0])):
+        with pytest.raises(ValueError, match="contradicts the network.*begin with a network of"):
+            with_two_times(with_two_times(make_unet(), learned), other)
     for bad in ("two", [4.0, 1.0], [1.0], [1.0, 2.0, 3.0], True):
         with pytest.raises(ValueError, match="distilled_guidance must be"):
             with_two_times(make_unet(), bad)

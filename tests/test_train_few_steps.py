@@ -235,8 +235,10 @@ def test_a_flow_map_is_a_teacher_by_its_slope_unless_it_has_learned_guidance(dis
     base.unet = with_two_times(one)
     base.save_pretrained(tmp_path / "map")
     check_draws(distil(tmp_path / "map"), class_labels=[3, 7])
-    with pytest.raises(ValueError, match="distilled_guidance=2.0 contradicts the network"):
-        distil(tmp_path / "map", guidance_scale=[2.0], overwrite_output_dir=True)
+    guided = distil(tmp_path / "map", guidance_scale=[2.0], overwrite_output_dir=True)
+    check_draws(guided, class_labels=[3, 7])
+    with pytest.raises(ValueError, match=r"distilled_guidance=\[1.0, 4.0\] contradicts the netw"):
+        distil(tmp_path / "map", guidance_scale=[1.0, 4.0], overwrite_output_dir=True)
     base.unet = with_two_times(one, 2.0)
     base.save_pretrained(tmp_path / "guided")
     with pytest.raises(ValueError, match="has learned guidance_scale=2.0 itself: name its own"):
@@ -250,10 +252,12 @@ def test_a_flow_map_is_trained_further_and_only_with_its_own_teacher(distil, tea
     before, after = load_file(first / WEIGHTS), load_file(more / WEIGHTS)
     assert all((before[name] - after[name]).abs().max() < 1e-6 for name in before)
     assert json.loads((more / "training.json").read_text())["init_from"]
+    stronger = distil(teacher, **told | {"guidance_scale": [3.0]}, overwrite_output_dir=True)
+    assert json.loads((stronger / "unet/config.json").read_text())["distilled_guidance"] == 3.0
     other = str(make_base(tmp_path / "other", path="cosine"))
     for own, flags, message in (
         (other, {}, "no flow map of .*other: its path is 'linear' in place of 'cosine'"),
-        (str(teacher), {"guidance_scale": [3.0]}, "distilled_guidance=3.0 contradicts the netw"),
+        (str(teacher), {"guidance_scale": [1.0, 3.0]}, "distilled_guidance=.1.0, 3.0. contradict"),
     ):
         with pytest.raises(ValueError, match=message):
             distil(own, **told | flags, overwrite_output_dir=True)

@@ -198,19 +198,24 @@ def with_two_times(
 
     Args:
         network: a `UNet2DModel`, a `DiTTransformer2DModel` or a `UNet2DConditionModel`; one that
-            is of two times already is copied.
+            is of two times already is copied, and can begin to learn another scale.
         distilled_guidance: the guidance scale that it will learn, or the ends of several.
 
     Raises:
-        ValueError: for another network, or one that has learned another guidance.
+        ValueError: for another network, or one of several scales where one is to be learned, or
+            the reverse, or of other ends.
     """
     if is_of_two_times(network):
-        if network.config.distilled_guidance != distilled_guidance:
+        known = network.config.distilled_guidance
+        several = any(isinstance(scale, list | tuple) for scale in (known, distilled_guidance))
+        if several and known != distilled_guidance:
             raise ValueError(
                 f"distilled_guidance={distilled_guidance} contradicts the network, which has "
-                f"learned {network.config.distilled_guidance}: begin with a network of one time"
+                f"learned {known}: begin with a network of one time"
             )
-        return copy.deepcopy(network)
+        two = copy.deepcopy(network)
+        _register(two, network.config.time_cond_proj_dim, distilled_guidance)
+        return two
     made: Any = OF_TWO_TIMES.get(type(network))
     if made is None or network.config.get("time_cond_proj_dim"):
         known = ", ".join(cls.__name__ for cls in OF_TWO_TIMES)
