@@ -33,17 +33,17 @@ demo: $(VENV)/installed
 	@echo "The pipeline, its pictures and its figures are in $(DEMO)."
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadgroup -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal -q
 
 # The page of examples/app.py is driven in Chromium, where there is one (apt install chromium).
 test-slow: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[browser,docs]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadgroup -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal -q -m slow
 
 # What the quick tests run of the package, line by line.
 coverage: $(VENV)/installed
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(CORES) --dist loadgroup -q
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(CORES) --dist worksteal -q
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 

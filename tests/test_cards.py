@@ -40,8 +40,7 @@ SCRIPTS = {
     "plain": "train_mnist.py --dataset_name HOME/shapes --label_column= --block_out_channels 8",
 }
 COMMON = "--train_batch_size 16 --lr_warmup_steps 1 --report_to none"
-#: Its fixtures are dear: make them once.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cards")]
+pytestmark = pytest.mark.slow
 
 
 def save_pictures(folder):

@@ -15,7 +15,6 @@ from fm_diffusers.evaluation import (
 
 pytest.importorskip("torchmetrics")
 pytest.importorskip("ot")
-pytestmark = pytest.mark.xdist_group("evaluation")  # its classifier is dear: train it once
 
 
 def normal(*shape, seed=0):

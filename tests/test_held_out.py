@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, debug_launcher
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from processes import on_processes
 from test_train_distributed import train as launch
 from torch.utils.data import TensorDataset
 
@@ -54,13 +55,12 @@ def measure_and_write(file):
         json.dump([loss, accelerator.num_processes], out)
 
 
-@pytest.mark.xdist_group("distributed")  # both take the same port of this machine
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_work_and_the_figure_is_the_same_bit_for_bit(processes, tmp_path):
     """Six batches: on four processes, two of them take one for nothing."""
     alone = measure(Accelerator(cpu=True))
     AcceleratorState._reset_state(True), GradientState._reset_state()
-    debug_launcher(measure_and_write, (str(tmp_path / "rank"),), processes)
+    on_processes(processes, measure_and_write, str(tmp_path / "rank"))
     found = [json.loads((tmp_path / f"rank-{i}").read_text()) for i in range(processes)]
     assert found == [[alone, processes]] * processes
 

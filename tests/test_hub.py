@@ -18,7 +18,6 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "train_mnist.py"
 
 
 PROMPTS = {"prompt": ["seven", "a zero"], "guidance_scale": 2.0}
-pytestmark = pytest.mark.xdist_group("hub")  # its fixtures are dear: make them once
 
 
 @pytest.fixture(scope="module")

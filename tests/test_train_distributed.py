@@ -25,7 +25,6 @@ FLAGS = (
     "--dropout 0.1 --random_flip"
 )
 STATES = ("ema", "lr_scheduler", "progress")
-pytestmark = pytest.mark.xdist_group("distributed")  # its fixtures are dear: make them once
 
 
 def launch(program, *words, processes=2, first=()):

@@ -29,7 +29,6 @@ TINY = {
     "max_train_steps": 4,
 }
 pytestmark = [
-    pytest.mark.xdist_group("faults"),
     pytest.mark.usefixtures("few_digits"),
     pytest.mark.filterwarnings("ignore:.*lie beyond the:UserWarning"),
 ]

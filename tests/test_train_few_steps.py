@@ -39,7 +39,6 @@ FEW = TINY | {"num_trajectories": 24, "trajectory_steps": 3, "sample_batch_size"
 WEIGHTS = Path("unet", "diffusion_pytorch_model.safetensors")
 pytestmark = [
     pytest.mark.usefixtures("few_digits"),
-    pytest.mark.xdist_group("more"),
     pytest.mark.filterwarnings("ignore:.*lie beyond the:UserWarning"),
 ]
 
@@ -352,12 +351,12 @@ def words(**flags):
 
 
 @pytest.mark.slow  # a launch
-@pytest.mark.xdist_group("distributed")  # they take the same port of this machine
 @pytest.mark.parametrize("objective", ["trajectory", "mean_flow"])
 def test_two_processes_draw_runs_of_their_own_and_train_as_one(objective, teacher, tmp_path):
     output, flags = tmp_path / "few", FEW | {"model": teacher, "objective": objective}
     flags |= {"num_trajectories": 33, "guidance_scale": [1, 3], "validation_split": 0.2}
-    launcher = f"-m accelerate.commands.launch --config_file {CONFIGS / 'cpu.yaml'}"
+    launcher = "-m accelerate.commands.launch --main_process_port 0"
+    launcher += f" --config_file {CONFIGS / 'cpu.yaml'}"
     with HubServer() as hub:
         done = subprocess.run(
             [

@@ -28,7 +28,6 @@ TINY = {
     "lr_scheduler": "constant_with_warmup",
 }
 pytestmark = [
-    pytest.mark.xdist_group("finished"),
     pytest.mark.usefixtures("few_digits"),
     pytest.mark.filterwarnings("ignore:.*lie beyond the:UserWarning"),
 ]

@@ -38,10 +38,7 @@ WAYS = {
     "--fsdp_transformer_layer_cls_to_wrap ResnetBlock2D",
     "FULL_STATE_DICT": "",
 }
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("fsdp"),  # its fixtures are dear: make them once
-]
+pytestmark = pytest.mark.slow
 
 
 def train(folder, *words, way=None, script="train_mnist", flags=FLAGS, precision="no"):

@@ -30,7 +30,6 @@ TINY = {
     "validation_steps": 10**6,
     "checkpointing_steps": 10**6,
 }
-pytestmark = pytest.mark.xdist_group("mnist")  # its fixtures are dear: make them once
 
 
 @pytest.fixture(scope="module")

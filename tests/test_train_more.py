@@ -24,7 +24,7 @@ TINY = {
     "report_to": "none",
     "train_batch_size": 32,
 }
-pytestmark = [pytest.mark.usefixtures("few_digits"), pytest.mark.xdist_group("more")]
+pytestmark = pytest.mark.usefixtures("few_digits")
 
 
 @pytest.fixture

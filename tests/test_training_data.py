@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, debug_launcher
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DataLoaderConfiguration
 from covers import covering
 from pictures import CLASSES, COUNT, WAYS, numbers, picture, png, write
 from PIL import Image
+from processes import on_processes
 
 from fm_diffusers.training.data import load_images
 from fm_diffusers.training.progress import rest_of_epoch
@@ -142,10 +143,9 @@ def share(source, way, folder):
     Path(folder, f"{accelerator.process_index}.json").write_text(json.dumps([seen, rest]))
 
 
-@pytest.mark.xdist_group("distributed")  # both take the same port of this machine
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_share_the_rows_of_an_epoch(way, numbered, tmp_path):
-    debug_launcher(share, (numbered, way, str(tmp_path)), num_processes=2)
+    on_processes(2, share, numbered, way, str(tmp_path))
     runs = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert [len(seen) for seen, _ in runs] == [COUNT // 10] * 2
     assert sorted(sum(runs[0][0] + runs[1][0], [])) == list(range(COUNT))
