@@ -156,6 +156,14 @@ PARTS = {
         "pretrained/mnist/README.md",
         4,
     ),
+    "card_of_map": Part(
+        "examples/evaluate.py --model pretrained/mnist-one-step --dataset_name {mnist} "
+        "--test_split test --num_inference_steps 1 2 4 --num_likelihood_images 0 "
+        "--output_dir {out}/card_of_map --overwrite_output_dir",
+        tuple(f"pretrained/mnist-one-step/evaluation.{end}" for end in ("json", "png")),
+        "pretrained/mnist-one-step/README.md",
+        2,
+    ),
     "loss_by_time": Part(
         "examples/plot_loss_by_time.py --model outputs/mnist-600-steps --dataset_name {mnist} "
         "--output {out}/loss_by_time.png",

@@ -46,6 +46,7 @@ ROW = {
     "sliced_wasserstein": 0.0123,
 }
 EVALUATION = {
+    "dataset": "user/other_digits",
     "num_samples": 1000,
     "real": {"frechet_distance": 0.0567, "accuracy": 0.989},
     "rows": [
@@ -93,7 +94,9 @@ def test_the_figures_are_those_of_the_evaluation(card):
         ["ODE", "10", "1", "0.346"],
         ["SDE (memoryless)", "50", "1", "0.234"],
     ]
-    assert "Fréchet distance 0.0567" in written.text and "1,000 samples" in written.text
+    assert "Fréchet distance 0.0567" in written.text
+    assert "1,000 samples beside images of `user/other_digits`" in written.text
+    assert {result.dataset_name for result in written.data.eval_results} == {"user/other_digits"}
     best = {result.metric_type: result.metric_value for result in written.data.eval_results}
     assert best == {
         "frechet_distance": 0.2345,

@@ -72,7 +72,8 @@ with torch.no_grad():
 EVALUATION = """
 ## Evaluation
 
-{num_samples:,} samples; distances are between features of a classifier of the data set, {floor}.
+{num_samples:,} samples beside images of `{dataset}`; distances are between features of a
+classifier of these, {floor}.
 
 {table}
 {bits}
@@ -140,7 +141,7 @@ def card_of(record: dict[str, Any], measured: dict[str, Any] | None) -> ModelCar
         license=record["license"],
         datasets=[record["dataset"]] if record["dataset_on_hub"] else None,
         model_name=record["title"],
-        eval_results=results(record, measured) if measured else None,
+        eval_results=results(measured) if measured else None,
     )
     return ModelCard(f"---\n{card.to_yaml()}\n---\n{text}")
 
@@ -216,6 +217,7 @@ def evaluation_section(measured: dict[str, Any]) -> str:
         if name in FIGURES and value is not None
     )
     return EVALUATION.format(
+        dataset=measured["dataset"],
         num_samples=measured["num_samples"],
         floor=f"of real images {floor}",
         table="\n".join(lines),
@@ -234,7 +236,7 @@ def bits_line(bits: dict[str, Any] | None) -> str:
     )
 
 
-def results(record: dict[str, Any], measured: dict[str, Any]) -> list[EvalResult]:
+def results(measured: dict[str, Any]) -> list[EvalResult]:
     """Return the figures of the best row, and the likelihood, for the metadata of the card."""
     best = min(measured["rows"], key=lambda row: row["frechet_distance"])
     sampler = (
@@ -252,8 +254,8 @@ def results(record: dict[str, Any], measured: dict[str, Any]) -> list[EvalResult
     return [
         EvalResult(
             task_type="image-generation",
-            dataset_type=record["dataset"],
-            dataset_name=record["dataset"],
+            dataset_type=measured["dataset"],
+            dataset_name=measured["dataset"],
             metric_type=name,
             metric_name=title,
             metric_value=round(value, 4),
