@@ -56,6 +56,9 @@ NEEDS = {
         f"--max_train_steps 2000 --block_out_channels 32 64 --seed {seed}"
         for seed in range(3)
     },
+    "outputs/mean-flow-mnist": "examples/train_mnist.py --dataset_name {mnist} "
+    "--objective mean_flow --time_sampler_kwargs '{{\"mean\": -0.8}}' --train_batch_size 16 "
+    "--learning_rate 0.0006 --max_train_steps 8000 --block_out_channels 16 32 64",
     "outputs/unet": f"{DIGITS} --block_out_channels 16 32",
     "outputs/dit": f"{DIGITS} --backbone transformer --attention_head_dim 16",
     "outputs/mnist-euler": '-c "import diffusers, fm_diffusers, sys; '
@@ -212,6 +215,15 @@ PARTS = {
         "docs/few_evaluations.md",
         25,
         ("outputs/digits", *(f"outputs/mean-flow-{seed}" for seed in range(3))),
+    ),
+    "mean_flow_mnist": Part(
+        "-m benchmarks.networks.one_evaluation --teacher pretrained/mnist "
+        "--maps outputs/mean-flow-mnist --dataset_name {mnist} --converged_steps 24 "
+        "--calibration_samples 0 --num_samples 500 --name mean_flow_mnist --output_dir {out}",
+        tables("mean_flow_mnist"),
+        "docs/few_evaluations.md",
+        20,
+        ("outputs/mean-flow-mnist",),
     ),
     "network_sde": Part(
         "-m benchmarks.networks.sde --models outputs/digits --dataset_name digits "
