@@ -20,6 +20,7 @@ import pytest
 from browser import TIMEOUT, browsing, needs
 from hub_server import HubServer
 from huggingface_hub import SpaceCard
+from processes import free_port
 from test_app import PIPES, SCRIPT
 
 ROOT = Path(__file__).parents[1]
@@ -44,8 +45,7 @@ class Refusals:
 @contextmanager
 def served(log, *flags, script=SCRIPT, proxy=None):
     """Run the page in a process of its own, and give its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     env = os.environ | {"GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(ROOT / "src")}
     if proxy is not None:
         ways = {f"{kind}_proxy": proxy for kind in ("http", "https", "all")}

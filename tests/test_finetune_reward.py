@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import LAUNCH_TWO
 from safetensors.torch import load_file
 from test_train_lora import make_base
 
@@ -21,7 +22,6 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-CPU = EXAMPLES / "accelerate_configs" / "cpu.yaml"
 TINY = {
     "validation_steps": 10**6,
     "checkpointing_steps": 10**6,
@@ -109,7 +109,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_curve_bit_for_bit(rank, sc
 def test_two_processes_tune_one_network_and_resume_bit_for_bit(tmp_path):
     base = make_base(tmp_path / "base", classes=3)
     flags = TINY | {"model": base, "max_train_steps": 4, "checkpointing_steps": 2}
-    launcher = f"-m accelerate.commands.launch --config_file {CPU} {EXAMPLES}/finetune_reward.py"
+    launcher = f"{LAUNCH_TWO} {EXAMPLES}/finetune_reward.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     outputs = [tmp_path / "straight", tmp_path / "resumed"]
     for output in outputs:

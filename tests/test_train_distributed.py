@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from processes import CONFIGS, LAUNCH_TWO
 from safetensors.torch import load_file
 
 from fm_diffusers.training.states import read_state
@@ -18,7 +19,6 @@ pytest.importorskip("sklearn")
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "train_mnist.py"
-CONFIGS = ROOT / "examples" / "accelerate_configs"
 FLAGS = (
     "--dataset_name digits --block_out_channels 8 16 --lr_warmup_steps 2 --report_to none "
     "--validation_steps 1000000 --train_batch_size 128 --gradient_accumulation_steps 2 "
@@ -29,8 +29,7 @@ STATES = ("ema", "lr_scheduler", "progress")
 
 def launch(program, *words, processes=2, first=()):
     """Run a program as a user does, without a network."""
-    config = CONFIGS / "cpu.yaml"
-    launcher = f"-m accelerate.commands.launch --main_process_port 0 --config_file {config}"
+    launcher = LAUNCH_TWO
     if processes == 1:
         launcher = "-m accelerate.commands.launch --cpu --num_processes 1 --mixed_precision no"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

@@ -14,9 +14,9 @@ import torch
 from diffusers import ClassifierFreeGuidance
 from diffusers.models.embeddings import LabelEmbedding
 from hub_server import HubServer
+from processes import LAUNCH_TWO
 from safetensors.torch import load_file
 from test_pipeline_text import make_text_pipe
-from test_train_distributed import CONFIGS
 from test_train_tuning import make_base, make_vae
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
@@ -355,12 +355,10 @@ def words(**flags):
 def test_two_processes_draw_runs_of_their_own_and_train_as_one(objective, teacher, tmp_path):
     output, flags = tmp_path / "few", FEW | {"model": teacher, "objective": objective}
     flags |= {"num_trajectories": 33, "guidance_scale": [1, 3], "validation_split": 0.2}
-    launcher = "-m accelerate.commands.launch --main_process_port 0"
-    launcher += f" --config_file {CONFIGS / 'cpu.yaml'}"
     with HubServer() as hub:
         done = subprocess.run(
             [
-                *(sys.executable, *launcher.split(), str(EXAMPLES / "train_few_steps.py")),
+                *(sys.executable, *LAUNCH_TWO.split(), str(EXAMPLES / "train_few_steps.py")),
                 *words(**flags, output_dir=output),
             ],
             env=hub.env | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},

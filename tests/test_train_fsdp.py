@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import LAUNCH
 from safetensors.torch import load_file
 from test_train_distributed import assert_equal
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
@@ -45,8 +46,8 @@ def train(folder, *words, way=None, script="train_mnist", flags=FLAGS, precision
     """Train on two processes that share the network in a way, or on one; return what each saw."""
     launch = []
     if way is not None:
-        launch = "-m accelerate.commands.launch --num_processes 2 --config_file".split()
-        launch += [CONFIG, "--mixed_precision", precision, "--fsdp_state_dict_type", way]
+        launch = [*LAUNCH.split(), CONFIG, "--num_processes", 2, "--mixed_precision", precision]
+        launch += ["--fsdp_state_dict_type", way]
         launch += WAYS[way].split()
     folder.mkdir(exist_ok=True)
     words = [*flags.split(), "--output_dir", folder / "out", *words]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import LAUNCH_TWO
 from safetensors.torch import load_file
-from test_train_distributed import CONFIGS, SCRIPT, assert_equal, state
+from test_train_distributed import SCRIPT, assert_equal, state
 
 pytest.importorskip("sklearn")
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -21,13 +22,12 @@ FLAGS = (
     "--validation_steps 1000000 --checkpointing_steps 5 --checkpoints_total_limit 2 "
     "--resume_from_checkpoint latest"
 )
-LAUNCH = f"-m accelerate.commands.launch --config_file {CONFIGS / 'cpu.yaml'}"
 
 pytestmark = pytest.mark.slow
 
 
 def start(output, steps, processes):
-    launcher = LAUNCH.split() if processes > 1 else []
+    launcher = LAUNCH_TWO.split() if processes > 1 else []
     words = [*FLAGS.split(), "--max_train_steps", str(steps), "--output_dir", str(output)]
     log = (output.parent / "log.txt").open("a")
     return subprocess.Popen(

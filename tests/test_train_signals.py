@@ -8,7 +8,8 @@ import sys
 
 import psutil
 import pytest
-from test_train_distributed import CONFIGS, SCRIPT
+from processes import LAUNCH_TWO
+from test_train_distributed import SCRIPT
 from test_train_killed import wait
 
 from fm_diffusers.training.checkpoints import Checkpoints
@@ -23,7 +24,7 @@ FLAGS = (
 LAUNCH = {
     0: "",
     1: "-m accelerate.commands.launch --cpu --num_processes 1 --mixed_precision no",
-    2: f"-m accelerate.commands.launch --config_file {CONFIGS / 'cpu.yaml'}",
+    2: LAUNCH_TWO,
 }
 pytestmark = pytest.mark.slow
 
