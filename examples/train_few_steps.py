@@ -34,7 +34,7 @@ from fm_diffusers.tables import look_up
 from fm_diffusers.training.arguments import TrainingArguments, check_output, parse, start
 from fm_diffusers.training.command_line import plain_errors
 from fm_diffusers.training.distillation import OBJECTIVES, Distillation
-from fm_diffusers.training.flow_maps import Slope, check_slope, warn_of_rounding
+from fm_diffusers.training.flow_maps import Slope, last_start, warn_of_rounding
 from fm_diffusers.training.networks import keep_labels
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.public import public
@@ -158,7 +158,7 @@ def load_teacher(args: FewStepsArguments) -> FlowMatchingPipeline:
             "it with pipe.guider = None, and say --guidance_scale"
         )
     as_ode(pipe, solver="predictor_corrector", grid=None, sampling_path=None)
-    check_slope(pipe.scheduler)
+    last_start(pipe.scheduler)  # raises if there is no map
     if pipe.scheduler.path.coupled and args.objective != "trajectory":
         raise ValueError(
             f"{args.model} was trained with coupled noise, and --objective {args.objective} draws "
@@ -224,7 +224,7 @@ def main(args: FewStepsArguments) -> None:
     split = (args.validation_split, args.train_batch_size, args.seed)
     trained, held_out = split_held_out(runs.draw(teacher, conditions, accelerator), *split)
     shares = (args.slope_share, args.to_data, args.from_noise)
-    learn = Distillation(args.objective, *shares, args.derivative)
+    learn = Distillation(args.objective, *shares, args.derivative, last_start(scheduler))
     chooses = len(args.guidance_scale) == 2
 
     def loss_of(network: nn.Module, batch: list[Tensor]) -> Tensor:

@@ -15,15 +15,17 @@ from fm_diffusers.fields import GaussianMixture
 from fm_diffusers.flow_map_networks import with_two_times
 from fm_diffusers.flow_maps import exact_average_slope, mapped, trajectory_target
 from fm_diffusers.paths import PATHS, Linear
+from fm_diffusers.predictions import CANONICAL, conversion
 from fm_diffusers.training import teachers
 from fm_diffusers.training.distillation import OBJECTIVES, Distillation, random_pairs
 from fm_diffusers.training.flow import FlowArguments, flow_loss
 from fm_diffusers.training.flow_maps import (
+    MAGNIFIED,
     MapObjective,
     Slope,
-    check_slope,
     clock_of,
     landings,
+    last_start,
     loss_of_slopes,
     part_of,
     time_of,
@@ -231,6 +233,46 @@ def test_pairs_are_drawn_by_their_distance():
     assert (a == 0).all() and (b == 2).all()
 
 
+def test_pairs_begin_no_later_than_they_may():
+    torch.manual_seed(0)
+    u = torch.tensor([0.0, 0.5, 0.9, 0.99, 1.0]).expand(4000, 5)
+    a, b = random_pairs(u, 0.3, 0.25, last=0.98)
+    assert {*a.tolist()} == {0, 1, 2} and {*b.tolist()} == {1, 2, 3, 4}
+    assert not random_pairs(u, 0.3, 0.25, last=-1.0)[0].any()  # the first always may
+
+
+class OfData(nn.Module):
+    """A network that knows the data, all at 1 here, up to an error; `fed` are its timesteps."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error, self.fed = nn.Parameter(torch.tensor(error)), []
+
+    def forward(self, x, timestep, condition, timestep_cond=None, return_dict=True):
+        self.fed.append(timestep)
+        return (torch.ones_like(x) + self.error,)
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+def test_a_network_that_predicts_the_data_learns_a_map_where_its_slope_is_of_use(path):
+    torch.manual_seed(0)
+    args = FlowArguments(
+        objective="mean_flow",
+        path=path,
+        prediction_type="sample",
+        time_sampler="low_discrepancy",
+        map_power=0.0,
+    )
+    z, eps, scheduler = torch.ones(2000, 1, 2, 2), torch.randn(2000, 1, 2, 2), args.scheduler()
+    right, wrong = OfData(0.0), OfData(0.01)
+    assert flow_loss(args, scheduler, right, z, eps) < 1e-6
+    loss = flow_loss(args, scheduler, wrong, z, eps)
+    loss.backward()
+    assert 1e-4 < loss < 2500 * 1e-4 and wrong.error.grad.isfinite()
+    last = scheduler.to_timestep(time_of(scheduler.path, torch.tensor(0.986)))  # .98 + .005
+    assert min(fed.min() for fed in wrong.fed) > last  # timesteps descend towards the data
+
+
 def test_steps_land_between_their_start_and_the_data():
     torch.manual_seed(0)
     u, end = uniform(20_000, high=0.8), torch.full((20_000,), 0.9, dtype=torch.float64)
@@ -308,16 +350,24 @@ def test_the_clock_of_a_path_is_read_both_ways(path):
     ("path", "prediction", "t"),
     [
         ("linear", "epsilon", "0"),
-        ("linear", "sample", "1"),
+        ("linear", "score", "0"),
         ("discrete", "epsilon", "0, which is 158"),
-        ("variance_exploding", "sample", "1, which is 101"),
         ("polynomial", "velocity", "0"),
     ],
 )
-def test_networks_without_a_slope_at_an_end_are_refused(path, prediction, t):
+def test_networks_without_a_slope_at_the_noise_are_refused(path, prediction, t):
     with pytest.raises(ValueError, match=f"needs a slope at t = {t}.* predicts '{prediction}'"):
-        check_slope(GaussianFlowScheduler(path=path, prediction_type=prediction))
-    check_slope(GaussianFlowScheduler(path=path, prediction_type="v_prediction"))
+        last_start(GaussianFlowScheduler(path=path, prediction_type=prediction))
+    assert last_start(GaussianFlowScheduler(path=path, prediction_type="v_prediction")) == 1
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine", "variance_exploding"])
+def test_maps_of_networks_that_predict_the_data_depart_a_little_before_it(path):
+    scheduler = GaussianFlowScheduler(path=path, prediction_type="sample")
+    last = last_start(scheduler)
+    t = time_of(scheduler.path, torch.tensor(last))
+    factor = conversion(scheduler.path, "sample", CANONICAL, t)[1]
+    assert last < 1 and factor == pytest.approx(MAGNIFIED, rel=1e-3)
 
 
 def test_differences_in_half_precision_are_warned_of():

@@ -194,6 +194,8 @@ MORE_KINDS = {
         {"objective": "self_consistency"},
     ),
     "ve": ({"path": "variance_exploding", "grid": "uniform"}, {}, {"objective": "mean_flow"}),
+    "sample": ({"prediction_type": "sample"}, {}, {"trajectory_steps": 60}),
+    "sample-mean-flow": ({"prediction_type": "sample"}, {}, {"objective": "mean_flow"}),
 }
 
 
@@ -413,8 +415,9 @@ def train(examples, tmp_path):
             {"backbone": "transformer", **SIZES}, {"class_labels": [3, 7], "guidance_scale": 2.0}
         ),
         ({"backbone": "transformer", "label_column": "", **SIZES}, {"batch_size": 2}),
+        ({"prediction_type": "sample"}, {"class_labels": [3, 7]}),
     ],
-    ids=["classes", "nothing", "dit", "dit-nothing"],
+    ids=["classes", "nothing", "dit", "dit-nothing", "sample"],
 )
 def test_a_flow_map_is_learned_from_data(flags, asked, train):
     output = train(**flags)
@@ -506,7 +509,6 @@ def test_what_would_leave_the_map_as_it_was_is_refused(examples, tmp_path):
     ("flags", "message"),
     [
         ({"prediction_type": "epsilon", "path": "cosine"}, "needs a slope at t = 0"),
-        ({"prediction_type": "sample"}, "needs a slope at t = 1"),
         ({"weighting": "min_snr"}, "drop --weighting min_snr"),
         ({"coupling": "optimal_transport"}, "drop --coupling optimal_transport"),
         ({"t_max": 0.9}, "all times from noise to data: drop --t_max 0.9"),

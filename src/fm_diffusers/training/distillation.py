@@ -24,6 +24,7 @@ class Distillation:
         to_data: of the steps that land at the data.
         from_noise: of the steps on trajectories that begin at the noise.
         derivative: a name in `DERIVATIVES`, for mean flow.
+        last: the clock up to which steps begin, see `last_start`.
     """
 
     objective: str
@@ -31,6 +32,7 @@ class Distillation:
     to_data: float = 0.3
     from_noise: float = 0.25
     derivative: str = "difference"
+    last: float = 1.0
 
     def __call__(self, slope: Slope, teacher: Guided, states: Tensor, u: Tensor) -> Tensor:
         """Return the loss on runs of the teacher.
@@ -45,7 +47,7 @@ class Distillation:
         return learn(slope, teacher, states, u)
 
     def _of_pairs(self, slope: Slope, teacher: Guided, states: Tensor, u: Tensor) -> Tensor:
-        a, b = random_pairs(u, self.to_data, self.from_noise)
+        a, b = random_pairs(u, self.to_data, self.from_noise, self.last)
         each = torch.arange(len(u), device=u.device)
         y, start, stop = states[each, a], u[each, a], u[each, b]
         target = trajectory_target(y, states[each, b], start, stop)
@@ -58,7 +60,7 @@ class Distillation:
 
     def _of_ends(self, slope: Slope, teacher: Guided, states: Tensor, u: Tensor) -> Tensor:
         z, first, last = states[:, -1], u[:, 0], u[:, -1]
-        between = torch.lerp(first, last, torch.rand_like(first))
+        between = torch.lerp(first, last.clamp(max=self.last), torch.rand_like(first))
         y = torch.lerp(torch.randn_like(z), z, expand_like(between, z))
         learn = MapObjective(self.objective, 1 - self.slope_share, self.to_data, self.derivative)
 
@@ -68,7 +70,9 @@ class Distillation:
         return learn(slope, y, between, last, exact, conditional=False)
 
 
-def random_pairs(u: Tensor, to_data: float, from_noise: float) -> tuple[Tensor, Tensor]:
+def random_pairs(
+    u: Tensor, to_data: float, from_noise: float, last: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Return the numbers of two nodes of every run, where steps begin and land.
 
     Pairs are drawn by their distance, since long steps have more to learn.
@@ -77,12 +81,14 @@ def random_pairs(u: Tensor, to_data: float, from_noise: float) -> tuple[Tensor, 
         u: times of the nodes, ascending, shape `(batch, nodes)`.
         to_data: share that are made to land at the last node.
         from_noise: share that are made to begin at the first, independently.
+        last: the clock up to which they begin, at the first node at least.
     """
     nodes = u.shape[1]
     length = (u[:, None, :] - u[:, :, None]).clamp(min=0)  # from, to
     at_start, at_end = torch.rand(2, len(u), 1, 1, device=u.device)
     node = torch.arange(nodes, device=u.device)
-    begins = (at_start >= from_noise) | (node == 0)[:, None]
+    early = (u <= last)[:, :, None]
+    begins = ((at_start >= from_noise) & early) | (node == 0)[:, None]
     lands = (at_end >= to_data) | (node == nodes - 1)
     weight = torch.where(begins & lands, length, 0.0).flatten(1)
     pair = (weight / torch.empty_like(weight).exponential_()).argmax(1)  # does not wait, as a

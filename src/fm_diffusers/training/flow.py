@@ -21,7 +21,7 @@ from fm_diffusers.predictions import PREDICTIONS
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.tables import look_up
 from fm_diffusers.training.arguments import ImageArguments, TrainingArguments
-from fm_diffusers.training.flow_maps import MapObjective, Slope, check_slope, clock_of
+from fm_diffusers.training.flow_maps import MapObjective, Slope, clock_of, last_start
 from fm_diffusers.weightings import WEIGHTINGS, loss_weight
 
 #: What a network learns: the weighting of its target's squared error, and the density of times.
@@ -173,7 +173,7 @@ class FlowArguments(LossArguments):
             )
             self.check_bounds(self.scheduler())
             if self.objective == "mean_flow":
-                check_slope(self.scheduler())
+                last_start(self.scheduler())  # raises if there is no map
 
     def _check_map(self) -> None:
         """Raise a `ValueError` for what a flow map cannot be learned with."""
@@ -241,6 +241,7 @@ def flow_loss(
     t = args.t_min + (args.t_max - args.t_min) * t
     if isinstance(args, FlowArguments) and args.objective == "mean_flow":
         u, end = (clock_of(scheduler.path, t) for t in (t, torch.ones_like(t)))
+        u = last_start(scheduler) * u
         shares = args.map_share, args.map_to_data
         learn = MapObjective("mean_flow", *shares, power=args.map_power)
         slope, y = Slope(network, scheduler, condition), torch.lerp(eps, z, expand_like(u, z))

@@ -21,6 +21,9 @@ from fm_diffusers.second_time import step_features
 #: By how much the slope of a flow map may magnify what its network predicts, and so its errors.
 MAGNIFIED = 50
 
+#: Up to which clock that holds of a network that predicts the data.
+LAST_START = 1 - 1 / MAGNIFIED
+
 
 def clock_of(path: GaussianPath, t: Tensor) -> Tensor:
     r"""Return :math:`u = \alpha/(\alpha + \beta)` at times t."""
@@ -74,18 +77,32 @@ def part_of(batch: Batch, part: slice) -> Batch:
     return batch._replace(**told)
 
 
-def check_slope(scheduler: GaussianFlowScheduler) -> None:
-    """Raise a `ValueError` unless a network says where samples go at both ends of the times."""
+def last_start(scheduler: GaussianFlowScheduler) -> float:
+    r"""Return the clock u up to which maps depart: 1, or less of a network that predicts the data.
+
+    Its slope :math:`(\hat z - y)/(1 - u)` divides by what is left of the way. A step from `u` to
+    the data lands at :math:`\hat z` itself, so that nothing is lost but the slope near the end.
+
+    Raises:
+        ValueError: if the network does not say where samples go, at noise or just before the data.
+    """
     path, kind = scheduler.path, scheduler.config.prediction_type
-    for t in (0.0, 1.0):
-        factor = conversion(path, kind, CANONICAL, t)[1].abs().item()
-        if not factor <= MAGNIFIED:
+
+    def factor(t: float) -> float:
+        return conversion(path, kind, CANONICAL, t)[1].abs().item()
+
+    last, t_last = 1.0, 1.0
+    if not factor(1.0) <= MAGNIFIED:
+        last, t_last = LAST_START, time_of(path, torch.tensor(LAST_START)).item()
+    for t in (0.0, t_last):
+        if not factor(t) <= MAGNIFIED * (1 + 1e-4):  # rounding of the time
             raise ValueError(
-                f"a flow map needs a slope at t = {t:g}, which is {factor:.3g} times what a "
+                f"a flow map needs a slope at t = {t:.3g}, which is {factor(t):.3g} times what a "
                 f"network that predicts {kind!r} says there on the path "
                 f"{scheduler.config.path!r}, at most {MAGNIFIED} is of use: take one with another "
                 "--prediction_type, such as flow_prediction or v_prediction"
             )
+    return last
 
 
 def warn_of_rounding(objective: str, precision: str, derivative: str = "difference") -> None:

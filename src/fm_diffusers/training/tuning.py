@@ -19,7 +19,7 @@ from fm_diffusers.pipelines.images import MODES
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.flow import FlowArguments, LossArguments, of_coupled_noise
-from fm_diffusers.training.flow_maps import check_slope
+from fm_diffusers.training.flow_maps import last_start
 from fm_diffusers.training.networks import DEFAULTS, keep_labels
 
 Arguments = TypeVar("Arguments", bound=LossArguments)
@@ -77,7 +77,7 @@ def check_map(args: LossArguments, name: str, pipe: FlowMatchingPipeline) -> Non
         pipe.scheduler = GaussianFlowScheduler.from_config(
             pipe.scheduler.config, solver="flow_map"
         )
-        check_slope(pipe.scheduler)
+        last_start(pipe.scheduler)  # raises if there is no map
 
 
 def image_channels(pipe: FlowMatchingPipeline) -> int:
