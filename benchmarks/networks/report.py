@@ -4,7 +4,7 @@ Of the peers FlowMatchEuler, which everybody knows, is shown on its own, then th
 the best tuned one of each budget (of all settings, defaults included), chosen by the median on the
 noise of the comparison itself.
 
-    python -m benchmarks.networks.report --network mnist-narrow --guidance 1
+    python -m benchmarks.networks.report --network mnist --guidance 1
 
 draws one panel of the picture again, from the table.
 """
@@ -205,7 +205,7 @@ def write_report(rows: list[Row], args: Any, folder: Path) -> None:
 class Arguments:
     """Command line."""
 
-    network: str = "mnist-narrow"
+    network: str = "mnist"
     guidance: float = 1.0
     table: str = "benchmarks/results/network.csv"
     output: str = "docs/images/samplers.png"
