@@ -241,7 +241,7 @@ def flow_loss(
     t = args.t_min + (args.t_max - args.t_min) * t
     if isinstance(args, FlowArguments) and args.objective == "mean_flow":
         u, end = (clock_of(scheduler.path, t) for t in (t, torch.ones_like(t)))
-        u = last_start(scheduler) * u
+        u = u.clamp(max=last_start(scheduler))
         shares = args.map_share, args.map_to_data
         learn = MapObjective("mean_flow", *shares, power=args.map_power)
         slope, y = Slope(network, scheduler, condition), torch.lerp(eps, z, expand_like(u, z))
