@@ -57,7 +57,7 @@ NEEDS = {
     },
     "outputs/mean-flow-mnist": "examples/train_mnist.py --dataset_name {mnist} "
     "--objective mean_flow --prediction_type sample "
-    "--time_sampler_kwargs '{{\"mean\": -1.4, \"std\": 1.2}}' --train_batch_size 16 "
+    '--time_sampler_kwargs \'{{"mean": -1.4, "std": 1.2}}\' --train_batch_size 16 '
     "--learning_rate 0.0006 --max_train_steps 8000 --block_out_channels 16 32 64",
     "outputs/unet": f"{DIGITS} --block_out_channels 16 32",
     "outputs/dit": f"{DIGITS} --backbone transformer --attention_head_dim 16",

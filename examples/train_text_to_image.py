@@ -15,26 +15,15 @@ Captions that are longer than the text encoder takes are cut, as prompts are, wi
 """
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from train_mnist import train
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    CLIPTextConfig,
-    CLIPTextModel,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerBase
 
 from fm_diffusers import FlowMatchingPipeline
 from fm_diffusers.flow_map_networks import with_two_times
@@ -45,11 +34,12 @@ from fm_diffusers.training.command_line import plain_errors
 from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.flow import FlowArguments, coupled_noise, flow_loss, scaled
 from fm_diffusers.training.flow_maps import warn_of_rounding
-from fm_diffusers.training.networks import UNET_WIDTHS, choose_widths
+from fm_diffusers.training.networks import UNET_WIDTHS
 from fm_diffusers.training.pictures import sample_grid
 from fm_diffusers.training.publishing import publish
 from fm_diffusers.training.pushing import create_repository
 from fm_diffusers.training.splits import hold_out, load_data
+from fm_diffusers.training.text_networks import Prompted, make_text_encoder, make_text_unet
 from fm_diffusers.training.tuning import adopt, check_data
 
 DIGITS = "zero one two three four five six seven eight nine".split()
@@ -117,53 +107,6 @@ def known_captions(args: TextArguments, data: ImageData) -> list[str]:
     raise ValueError(f"the stream has no batch of --train_batch_size {args.train_batch_size}")
 
 
-def make_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of the words of the captions."""
-    lower, split = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    words = {word for text in captions for word, _ in split.pre_tokenize_str(text.lower())}
-    special = ["<pad>", "<unk>", "<start>", "<end>"]
-    vocabulary = {word: i for i, word in enumerate([*special, *sorted(words)])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = lower, split
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 2), ("<end>", 3)]
-    )
-    longest = max(len(split.pre_tokenize_str(text)) for text in captions)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        bos_token="<start>",
-        eos_token="<end>",
-        model_max_length=max(longest + 2, 16),
-    )
-
-
-def make_text_encoder(
-    args: TextArguments, captions: list[str]
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Return a tokenizer and a text encoder: a frozen one, or a small one to be trained."""
-    if args.text_encoder:
-        model = AutoModel.from_pretrained(args.text_encoder)
-        model = getattr(model, "text_model", model)  # of CLIP, without its half for images
-        tokenizer = AutoTokenizer.from_pretrained(args.text_encoder)
-        return tokenizer, model.requires_grad_(args.train_text_encoder)
-    tokenizer = make_tokenizer(captions)
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        projection_dim=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return tokenizer, CLIPTextModel(config)
-
-
 def check_words(
     args: TextArguments, tokenizer: PreTrainedTokenizerBase, captions: list[str]
 ) -> None:
@@ -180,53 +123,6 @@ def check_words(
         )
 
 
-def make_unet(
-    args: TextArguments, shape: tuple[int, int, int], states: int
-) -> UNet2DConditionModel:
-    """Return a U-Net that attends to text states of a width at its lower levels."""
-    widths = choose_widths(args.block_out_channels, shape[1:])
-    levels = len(widths)
-    return UNet2DConditionModel(
-        sample_size=shape[1],
-        in_channels=shape[0],
-        out_channels=shape[0],
-        layers_per_block=args.layers_per_block or 1,
-        block_out_channels=widths,
-        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (levels - 1),
-        up_block_types=("CrossAttnUpBlock2D",) * (levels - 1) + ("UpBlock2D",),
-        attention_head_dim=4,
-        norm_num_groups=8,
-        cross_attention_dim=states,
-    )
-
-
-class Prompted(nn.Module):
-    """A U-Net that is given tokens, and the text encoder that turns them into states.
-
-    Args:
-        unet: attends to the states.
-        text_encoder: returns them first.
-    """
-
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: PreTrainedModel) -> None:
-        super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
-
-    def train(self, mode: bool = True) -> "Prompted":
-        """Switch dropout on or off; in a frozen text encoder it stays off."""
-        super().train(mode)
-        learns = any(weight.requires_grad for weight in self.text_encoder.parameters())
-        self.text_encoder.train(mode and learns)
-        return self
-
-    def forward(
-        self, x: Tensor, t: Tensor, tokens: Tensor, return_dict: bool, **told: Tensor
-    ) -> tuple[Tensor]:
-        """Return what the U-Net predicts, shape of `x`; tokens have the shape (batch, length)."""
-        states = self.text_encoder(input_ids=tokens).last_hidden_state
-        return self.unet(x, t, states, **told, return_dict=return_dict)
-
-
 def main(args: TextArguments) -> None:
     accelerator = start(args)
     warn_of_rounding(args.objective, accelerator.mixed_precision)
@@ -240,9 +136,11 @@ def main(args: TextArguments) -> None:
     captions = known_captions(args, data)
     check_output(args)
     if base is None:
-        tokenizer, text_encoder = make_text_encoder(args, captions)
-        scheduler = args.scheduler()
-        unet = make_unet(args, data.shape, text_encoder.config.hidden_size)
+        told = captions, args.text_encoder, args.train_text_encoder
+        tokenizer, text_encoder = make_text_encoder(*told)
+        scheduler, states = args.scheduler(), text_encoder.config.hidden_size
+        sizes = args.block_out_channels, args.layers_per_block or 1
+        unet = make_text_unet(*sizes, data.shape, states)
     else:
         check_data(args, args.init_from, base, data)
         check_words(args, base.tokenizer, captions)

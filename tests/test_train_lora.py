@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.training.data import load_images
 from fm_diffusers.training.networks import BACKBONES, NetworkArguments
+from fm_diffusers.training.text_networks import make_text_encoder, make_text_unet
 
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("peft")
@@ -187,9 +188,8 @@ def test_prompts_and_codes_are_fine_tuned(script, tmp_path):
     from diffusers import AutoencoderKL
 
     captions = [f"a {word}" for word in text.DIGITS]
-    args = text.TextArguments(block_out_channels=[8, 16])
-    tokenizer, encoder = text.make_text_encoder(args, captions)
-    unet = text.make_unet(args, (2, 8, 8), encoder.config.hidden_size)
+    tokenizer, encoder = make_text_encoder(captions)
+    unet = make_text_unet([8, 16], 1, (2, 8, 8), encoder.config.hidden_size)
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "norm_num_groups": 8}
     blocks |= {"up_block_types": ["UpDecoderBlock2D"] * 2, "block_out_channels": [8, 8]}
     vae = AutoencoderKL(1, 1, latent_channels=2, scaling_factor=0.5, **blocks)

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.training.data import load_images
+from fm_diffusers.training.text_networks import Prompted, make_text_encoder
 
 pytest.importorskip("sklearn")
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -150,7 +151,7 @@ def test_captions_and_a_frozen_encoder_train_as_well(streaming, examples, tmp_pa
     for i, row in enumerate(rows):
         Image.new("L", (8, 8), (0, 255, 128)[i % 3]).save(data / row["file_name"])
     (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    tokenizer, encoder = script.make_text_encoder(script.TextArguments(), texts)
+    tokenizer, encoder = make_text_encoder(texts)
     tokenizer.save_pretrained(tmp_path / "encoder")
     encoder.save_pretrained(tmp_path / "encoder")
     arguments = TINY | {
@@ -174,11 +175,10 @@ def test_captions_and_a_frozen_encoder_train_as_well(streaming, examples, tmp_pa
             script.main(script.TextArguments(**arguments | {"text_encoder": ""}))
 
 
-def test_dropout_of_a_frozen_encoder_stays_off(examples):
+def test_dropout_of_a_frozen_encoder_stays_off():
     """After a picture the network is set to train again, and a run must go on as before it."""
-    script = examples("train_text_to_image")
-    _, encoder = script.make_text_encoder(script.TextArguments(), ["a", "b"])
-    network = script.Prompted(torch.nn.Dropout(), encoder)
+    _, encoder = make_text_encoder(["a", "b"])
+    network = Prompted(torch.nn.Dropout(), encoder)
     network.eval().train()
     assert network.unet.training and encoder.training
     encoder.eval().requires_grad_(False)
