@@ -30,6 +30,7 @@ from accelerate.utils import set_seed
 from PIL import Image
 from reward_curve import Curve
 from rewards import Asking, Reward, load_reward
+from rollouts import Sampler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from train_lora import adapt
@@ -37,9 +38,8 @@ from train_mnist import train
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.pipelines.lora import lora_layers
-from fm_diffusers.rl import group_advantages, group_relative_loss, importance_ratio, transition
+from fm_diffusers.rl import group_advantages, group_relative_loss, importance_ratio
 from fm_diffusers.rl.dynamics import get_dynamics
-from fm_diffusers.scheduling.transition import Transition
 from fm_diffusers.training.arguments import (
     ImageArguments,
     TrainingArguments,
@@ -118,70 +118,6 @@ class RewardArguments(ImageArguments, TrainingArguments):
             raise ValueError("--num_inference_steps must be at least 2, the last is never noisy")
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """Samples, and what the network that has drawn them knew of their noisy steps.
-
-    Attributes:
-        samples: at the end, shape `(n, ...)`.
-        x: before the noisy steps, one step after the other, shape `(steps n, ...)`.
-        timesteps: of these, shape `(steps n,)`.
-        following: after them.
-        log_prob: of `following`, the mean over the dimensions.
-    """
-
-    samples: Tensor
-    x: Tensor
-    timesteps: Tensor
-    following: Tensor
-    log_prob: Tensor
-
-
-class Sampler:
-    """Draws with a network on a window of noisy steps, and says how probable the steps were."""
-
-    def __init__(self, args: RewardArguments, pipe: FlowMatchingPipeline) -> None:
-        row, self.args, self.pipe = get_dynamics(args.dynamics), args, pipe
-        self.scheduler = GaussianFlowScheduler.from_config(
-            pipe.scheduler.config,
-            solver=row.solver,
-            solver_kwargs=None,
-            diffusion=row.diffusion,
-            diffusion_kwargs=None,
-        )
-        self.noisy: list[int] = []
-        self.set_window(0, None)
-
-    def set_window(self, batches: int, size: int | None) -> None:
-        """Let `size` steps be noisy, the first at first; all but the last if that is None."""
-        last, size = self.args.num_inference_steps - 1, size or self.args.num_inference_steps
-        first = batches // self.args.window_every % max(1, last - size + 1)
-        if (noisy := [*range(first, min(first + size, last))]) != self.noisy:
-            self.noisy = noisy
-            self.scheduler.set_timesteps(last + 1, self.pipe.device, noisy_steps=noisy)
-
-    def step(
-        self, network: nn.Module, x: Tensor, t: Tensor, condition: Tensor | None
-    ) -> Transition:
-        """Return the transitions of samples at timesteps of their own."""
-        fed = self.scheduler.scale_model_input(x, t)
-        output = network(fed, t, condition, return_dict=False)[0][:, : x.shape[1]].float()
-        return transition(self.scheduler, output, t, x, self.args.dynamics, self.args.noise_level)
-
-    @torch.no_grad()
-    def draw(self, network: nn.Module, condition: Tensor | None, count: int) -> Rollout:
-        """Return samples from the noise to the end, and their noisy steps."""
-        x, kept = self.pipe.prepare_latents(count, None, None), []
-        for i, t in enumerate(self.scheduler.timesteps):
-            t = t.repeat(count)
-            step = self.step(network, x, t, condition)
-            following = step.sample()
-            if i in self.noisy:
-                kept.append((x, t, following, step.log_prob(following, "mean")))
-            x = following
-        return Rollout(x, *(torch.cat(column) for column in zip(*kept, strict=True)))
-
-
 def load(args: RewardArguments) -> FlowMatchingPipeline:
     """Return the pipeline, to be sampled as an ODE by its own solver."""
     pipe = FlowMatchingPipeline.from_pretrained(args.model)
@@ -193,15 +129,20 @@ def load(args: RewardArguments) -> FlowMatchingPipeline:
 
 @torch.no_grad()
 def measure(
-    sampler: Sampler, asking: Asking, reward: Reward, network: nn.Module, start: nn.Module
+    args: RewardArguments,
+    sampler: Sampler,
+    asking: Asking,
+    reward: Reward,
+    network: nn.Module,
+    start: nn.Module,
 ) -> dict[str, float]:
     """Return the mean reward of the SDE's samples, and the KL of its trajectories from the start.
 
     The latter is in nats, over all noisy steps, and not less than the KL of the samples.
     """
-    set_seed(sampler.args.seed + 1)
+    set_seed(args.seed + 1)
     sampler.set_window(0, None)
-    asked = asking.cycled(sampler.args.num_samples)
+    asked = asking.cycled(args.num_samples)
     condition = asking.encode(asked)
     run, kl = sampler.draw(network, condition, len(asked)), 0.0
     for x, t in zip(run.x.split(len(asked)), run.timesteps.split(len(asked)), strict=True):
@@ -220,8 +161,10 @@ def main(args: RewardArguments) -> None:
     with accelerator.main_process_first():
         reward = load_reward(args, asking, accelerator.device)
     reference = copy.deepcopy(pipe.network).requires_grad_(False)
-    sampler, curve = Sampler(args, pipe), Curve(args.gradient_accumulation_steps)
-    before = measure(sampler, asking, reward, reference, reference)
+    steps = args.num_inference_steps, args.window_every
+    sampler = Sampler(pipe, args.dynamics, args.noise_level, *steps)
+    curve = Curve(args.gradient_accumulation_steps)
+    before = measure(args, sampler, asking, reward, reference, reference)
     picture = sample_grid(pipe, stochastic=False, **asking.shown())
     name = "unet" if pipe.transformer is None else "transformer"
     if args.rank is not None:
@@ -265,7 +208,7 @@ def main(args: RewardArguments) -> None:
     )
     if outcome is not None and accelerator.is_main_process:
         network, figures = outcome
-        after = measure(sampler, asking, reward, network, reference)
+        after = measure(args, sampler, asking, reward, network, reference)
         done, layers = tuned(network), None
         if args.rank is not None:
             layers = lora_layers(**{name: network})

@@ -60,7 +60,9 @@ def equal(one, other):
 
 
 def sampler_of(script, pipe, **kwargs):
-    return script.Sampler(script.RewardArguments(**TINY | kwargs), pipe)
+    args = script.RewardArguments(**TINY | kwargs)
+    steps = args.num_inference_steps, args.window_every
+    return script.Sampler(pipe, args.dynamics, args.noise_level, *steps)
 
 
 # --- what is left --------------------------------------------------------------------------------
