@@ -269,7 +269,7 @@ PARTS = {
         "--output_dir {out}",
         tables("train_quality", picture=True),
         "docs/training.md",
-        200,
+        65,
     ),
     "train_speed": Part(
         "-m benchmarks.training.speed --dataset_name {mnist} --train_batch_size 64 --steps 4 "
