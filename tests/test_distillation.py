@@ -192,6 +192,32 @@ def test_the_exact_map_has_no_loss_and_another_has(objective, slope_share):
         assert wrong > 1e-2
 
 
+class Asked(NamedTuple):
+    """The exact map of a Gaussian, which is never to be asked about no samples at all."""
+
+    u: torch.Tensor
+
+    def __call__(self, y, u, v=None):
+        assert len(y) > 0
+        return exact_average_slope(mixture(3, 1, 0.5))(y, u, u if v is None else v)
+
+
+@pytest.mark.parametrize("objective", ["mean_flow", "self_consistency"])
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
+def test_networks_are_not_asked_about_no_samples(objective, conditional, share):
+    """Attention refuses an empty batch."""
+    torch.manual_seed(0)
+    y, u = torch.randn(8, 4, dtype=torch.float64), uniform(8, high=0.9)
+    slope = Asked(u)
+
+    def exact(part):
+        return slope(y[part], u[part])
+
+    loss = MapObjective(objective, share)(slope, y, u, torch.ones_like(u), exact, conditional)
+    assert loss < 1e-6
+
+
 def test_the_posterior_mean_of_the_conditional_target_is_that_of_the_exact_map():
     """At one state and time the residual of mean flow averages to 0 over the data."""
     torch.manual_seed(0)

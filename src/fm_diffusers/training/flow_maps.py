@@ -184,15 +184,27 @@ class MapObjective:
         """
         count = round(self.share * len(y))
         moved, still = slice(count), slice(count, None)
-        v, part = landings(u, end, count, self.to_data), part_of(slope, moved)
-        step = (y[moved], u[moved], v[moved])
+        v, targets = landings(u, end, count, self.to_data), []
         with torch.no_grad():
-            if self.name == "self_consistency":
-                target = self_consistency_target(part.__call__, *step)
-            else:
-                along = part(y[moved], u[moved], u[moved]) if conditional else None
-                target = mean_flow_target(
-                    part.__call__, *step, exact(moved), along, self.derivative
-                )
-            target = torch.cat([target, exact(still)])
-        return loss_of_slopes(slope(y, u, v), target, self.power)
+            if count:  # networks with attention take no empty batch
+                told = part_of(slope, moved), y[moved], u[moved], v[moved], exact, conditional
+                targets.append(self._of_steps(*told))
+            if count < len(y):
+                targets.append(exact(still))
+        return loss_of_slopes(slope(y, u, v), torch.cat(targets), self.power)
+
+    def _of_steps(
+        self,
+        slope: Slope,
+        y: Tensor,
+        u: Tensor,
+        v: Tensor,
+        exact: Callable[[slice], Tensor],
+        conditional: bool,
+    ) -> Tensor:
+        """Return the targets of the first samples, whose steps have a length."""
+        if self.name == "self_consistency":
+            return self_consistency_target(slope.__call__, y, u, v)
+        along = slope(y, u, u) if conditional else None
+        found = exact(slice(len(y)))
+        return mean_flow_target(slope.__call__, y, u, v, found, along, self.derivative)
