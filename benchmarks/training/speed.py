@@ -39,7 +39,7 @@ from benchmarks.training import speed_loops as loops
 from benchmarks.training import speed_peers as peers
 from benchmarks.training.speed_relay import Lap, Places, race
 from benchmarks.training.speed_report import recorded, report
-from fm_diffusers.training import checkpoints
+from fm_diffusers.training import progress
 from fm_diffusers.training.data import load_images, open_rows
 from fm_diffusers.training.networks import NetworkArguments, make_unet
 
@@ -97,7 +97,7 @@ def places(script: ModuleType) -> Places:
         "optimizer": [(torch.optim.AdamW, "step"), (torch.optim.Adam, "step")],
         "moving average": [(EMAModel, "step"), (peers, "average")],
         "learning rate": [(LRScheduler, "step")],
-        "seeding": [(checkpoints, "set_seed")],
+        "seeding": [(progress, "set_seed")],
         "logging": [(script, "log_loss"), (Accelerator, "log")]
         + [(tqdm, name) for name in ("update", "set_postfix")],
     }
