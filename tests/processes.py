@@ -12,7 +12,8 @@ from accelerate import debug_launcher
 #: What runs a program as the file named after it says.
 LAUNCH = "-m accelerate.commands.launch --main_process_port 0 --config_file"
 CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate_configs"
-#: What runs a program on two processes of the CPU.
+#: What runs a program on one process of the CPU, and on two.
+LAUNCH_ONE = "-m accelerate.commands.launch --cpu --num_processes 1 --mixed_precision no"
 LAUNCH_TWO = f"{LAUNCH} {CONFIGS / 'cpu.yaml'}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from processes import CONFIGS, LAUNCH_TWO
+from processes import CONFIGS, LAUNCH_ONE, LAUNCH_TWO
 from safetensors.torch import load_file
 
 from fm_diffusers.training.states import read_state
@@ -29,9 +29,7 @@ STATES = ("ema", "lr_scheduler", "progress")
 
 def launch(program, *words, processes=2, first=()):
     """Run a program as a user does, without a network."""
-    launcher = LAUNCH_TWO
-    if processes == 1:
-        launcher = "-m accelerate.commands.launch --cpu --num_processes 1 --mixed_precision no"
+    launcher = LAUNCH_ONE if processes == 1 else LAUNCH_TWO
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment |= {"ACCELERATE_USE_CPU": "true"} if processes > 1 else {}
     return subprocess.run(

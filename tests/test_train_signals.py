@@ -8,7 +8,7 @@ import sys
 
 import psutil
 import pytest
-from processes import LAUNCH_TWO
+from processes import LAUNCH_ONE, LAUNCH_TWO
 from test_train_distributed import SCRIPT
 from test_train_killed import wait
 
@@ -23,7 +23,7 @@ FLAGS = (
 )
 LAUNCH = {
     0: "",
-    1: "-m accelerate.commands.launch --cpu --num_processes 1 --mixed_precision no",
+    1: LAUNCH_ONE,
     2: LAUNCH_TWO,
 }
 pytestmark = pytest.mark.slow
