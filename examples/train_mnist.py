@@ -25,6 +25,7 @@ Classes keep their names, those of a ClassLabel, of folders or of a column: `pip
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ from fm_diffusers.training.pictures import keep_picture, sample_grid
 from fm_diffusers.training.progress import Progress
 from fm_diffusers.training.publishing import publish, say_finished
 from fm_diffusers.training.pushing import create_repository
+from fm_diffusers.training.references import References
 from fm_diffusers.training.sharding import prepare
 from fm_diffusers.training.splits import hold_out, load_data
 from fm_diffusers.training.steps import plan_steps, take_rates
@@ -85,6 +87,13 @@ class Arguments(NetworkArguments, ImageArguments, FlowArguments):
     label_dropout: float = field(
         default=0.1, metadata={"help": "Share of samples trained without class, for guidance."}
     )
+    reference_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Average the target of each sample over so many further images of its class, "
+            "weighted by how likely they led to it (Stable Target Field)."
+        },
+    )
 
     def __post_init__(self) -> None:
         FlowArguments.__post_init__(self)
@@ -93,6 +102,11 @@ class Arguments(NetworkArguments, ImageArguments, FlowArguments):
             NetworkArguments.__post_init__(self)
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"--label_dropout must lie in [0, 1], got {self.label_dropout}")
+        if self.reference_batch_size and self.coupling != "independent":
+            raise ValueError(
+                f"--reference_batch_size {self.reference_batch_size} needs noise that is "
+                f"independent of the data: drop it, or --coupling {self.coupling}"
+            )
 
 
 def train(
@@ -238,15 +252,25 @@ def main(
     scheduler = args.scheduler() if base is None else base.scheduler
     shape = tuple(encode(torch.zeros(1, *data.shape)).shape[1:])
 
+    def learned(images: Tensor) -> Tensor:
+        return encode(scaled(args, images))
+
+    count = args.reference_batch_size
+    references = None if count is None else References(data, count, learned)
+
     def loss_of(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        z, label = encode(scaled(args, batch["image"])), batch.get("label")
-        label = label if label is None else numbers[label]
+        z, given = learned(batch["image"]), batch.get("label")
+        label = given if given is None else numbers[given]
         eps = coupled_noise(args, z, label)
         if label is None and takes_labels:
             label = torch.zeros(len(z), dtype=torch.long, device=z.device)
         dropped = torch.rand(len(z), device=z.device) < args.label_dropout
         condition = label if label is None or null is None else label.masked_fill(dropped, null)
-        return flow_loss(args, scheduler, network, z, eps, condition)
+        pair = None
+        if references:
+            told = given if given is None or null is None else given.masked_fill(dropped, -1)
+            pair = partial(references.pair, label=told)
+        return flow_loss(args, scheduler, network, z, eps, condition, pair)
 
     def pipeline(network: nn.Module) -> FlowMatchingPipeline:
         if base is not None:

@@ -415,7 +415,10 @@ def train(examples, tmp_path):
             {"backbone": "transformer", **SIZES}, {"class_labels": [3, 7], "guidance_scale": 2.0}
         ),
         ({"backbone": "transformer", "label_column": "", **SIZES}, {"batch_size": 2}),
-        ({"prediction_type": "sample"}, {"class_labels": [3, 7]}),
+        (
+            {"prediction_type": "sample", "reference_batch_size": 8},
+            {"class_labels": [3, 7]},
+        ),
     ],
     ids=["classes", "nothing", "dit", "dit-nothing", "sample"],
 )

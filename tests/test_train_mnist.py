@@ -23,6 +23,7 @@ MNIST = ROOT.parent / "shared" / "datasets" / "mnist"
 WEIGHTS = Path("unet", "diffusion_pytorch_model.safetensors")
 #: 7 batches, two of them an update: 4 updates an epoch, the last one of a single batch.
 RUN = {"train_batch_size": 256, "gradient_accumulation_steps": 2, "max_train_steps": 6}
+RUN |= {"reference_batch_size": 4}
 TINY = {
     "dataset_name": "digits",
     "block_out_channels": [8, 32],
@@ -205,7 +206,10 @@ def test_a_resumed_run_takes_its_rates_from_the_command_line(train, straight):
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"objective": "score_matching"}, {"prediction_type": "epsilon", "path": "cosine"}],
+    [
+        {"objective": "score_matching"},
+        {"prediction_type": "epsilon", "path": "cosine", "reference_batch_size": 16},
+    ],
     ids=["score_matching", "epsilon"],
 )
 def test_training_lowers_the_loss(kwargs, train):
@@ -298,6 +302,15 @@ def test_a_missing_data_set_is_refused_without_a_network(train, monkeypatch):
             r"the 'snr' loss .* predicts 'sample' is unbounded at t = 1: .* or --objective",
         ),
         ({"label_dropout": 1.5}, r"--label_dropout must lie in \[0, 1\], got 1.5"),
+        ({"reference_batch_size": 0}, r"--reference_batch_size must be at least 1, got 0"),
+        (
+            {"reference_batch_size": 8, "coupling": "optimal_transport"},
+            r"--reference_batch_size 8 needs noise .* drop it, or --coupling optimal_transport",
+        ),
+        (
+            {"reference_batch_size": 8, "memory_limit": 1e-5},
+            r"--reference_batch_size 8 draws from images that are held in memory: raise",
+        ),
         ({"report_to": "wandb", "hub_token": "hf_x"}, r"--hub_token would be logged by wandb"),
         ({"path": "geodesic"}, r"unknown path 'geodesic': choose one of linear"),
         ({"prediction_type": "x0"}, r"unknown prediction type 'x0': choose one of velocity"),

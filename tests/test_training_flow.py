@@ -56,6 +56,22 @@ def test_the_loss_is_the_squared_error_of_the_target(objective):
     assert torch.equal(condition, label)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_pair_says_what_is_regressed_and_not_where(objective):
+    args, (z, eps), asked = Arguments(objective=objective, map_share=0.0), batch(), []
+
+    def network(x, timestep, condition, **options):
+        asked.append((x, 1 - timestep[:, None, None, None] / 1000))
+        return (2 * eps - 3 * z,)
+
+    def pair(path, z, eps, t):
+        return 3 * z, 2 * eps
+
+    assert flow_loss(args, args.scheduler(), network, z, eps, None, pair) < 1e-10
+    [(x, t)] = asked
+    torch.testing.assert_close(x, t * z + (1 - t) * eps, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "name", ["FlowMatchEulerDiscrete", "UniPCMultistep", "DPMSolverMultistep"]
 )

@@ -159,14 +159,14 @@ def couple(
     _check(z, eps, condition, condition_weight)
     permutation = torch.empty(len(z), dtype=torch.long)
     codes = condition if condition is not None and condition.is_floating_point() else None
-    for group in _groups(len(z), None if codes is not None else condition):
+    for group in of_classes(len(z), None if codes is not None else condition):
         cost = partial(_cost, z[group], eps[group], codes, condition_weight)
         given = {"n": len(group), "cost": cost, "generator": generator}
         permutation[group] = group[make("coupling", COUPLINGS, coupling, parameters, **given)]
     return eps[permutation.to(eps.device)]
 
 
-def _groups(n: int, labels: Tensor | None) -> list[Tensor]:
+def of_classes(n: int, labels: Tensor | None) -> list[Tensor]:
     """Return the indices of each class; all of them without labels."""
     if labels is None:
         return [torch.arange(n)]

@@ -67,6 +67,7 @@ WARNS = {
     "prompt_dropout",
     "prompts",
     "random_flip",
+    "reference_batch_size",
     "resolution",
     "sample_batch_size",
     "seed",

@@ -8,6 +8,7 @@ with noise are names of their tables; each has parameters in JSON.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from fm_diffusers.couplings import COUPLINGS, couple
 from fm_diffusers.objectives import TIME_SAMPLERS, sample_times, weighted_loss
-from fm_diffusers.paths import PATHS, expand_like
+from fm_diffusers.paths import PATHS, GaussianPath, Linear, expand_like
 from fm_diffusers.predictions import PREDICTIONS
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.tables import look_up
@@ -234,8 +235,20 @@ def flow_loss(
     z: Tensor,
     eps: Tensor,
     condition: Tensor | None = None,
+    pair: Callable[[GaussianPath, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
-    """Return the loss on pairs of data and noise, at times drawn anew."""
+    """Return the loss on pairs of data and noise, at times drawn anew.
+
+    Args:
+        args: flags of the loss.
+        scheduler: the path, and what the network predicts.
+        network: called with samples, their timesteps and the condition.
+        z: data, shape `(batch, ...)`.
+        eps: their noise.
+        condition: of every sample.
+        pair: from a path, `z`, `eps` and times to the data and noise whose target is regressed,
+            see `stable_targets`; by default `z` and `eps`.
+    """
     draw = args.parameters("time_sampler_kwargs")
     t = sample_times(len(z), args.time_sampler or "low_discrepancy", device=z.device, **draw)
     t = args.t_min + (args.t_max - args.t_min) * t
@@ -245,14 +258,16 @@ def flow_loss(
         shares = args.map_share, args.map_to_data
         learn = MapObjective("mean_flow", *shares, power=args.map_power)
         slope, y = Slope(network, scheduler, condition), torch.lerp(eps, z, expand_like(u, z))
-        return learn(slope, y, u, end, (z - eps).__getitem__, conditional=True)
+        data, noise = (z, eps) if pair is None else pair(Linear(), z, eps, u)
+        return learn(slope, y, u, end, (data - noise).__getitem__, conditional=True)
     x_t = scheduler.path.flow_map(z, eps, t)
     output = network(x_t, scheduler.to_timestep(t), condition, return_dict=False)[0]
+    data, noise = (z, eps) if pair is None else pair(scheduler.path, z, eps, t)
     return weighted_loss(
         output,
         scheduler.path,
-        z,
-        eps,
+        data,
+        noise,
         t,
         scheduler.config.prediction_type,
         args.weighting or "uniform",
