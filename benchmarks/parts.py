@@ -58,7 +58,8 @@ NEEDS = {
     "outputs/mean-flow-mnist": "examples/train_mnist.py --dataset_name {mnist} "
     "--objective mean_flow --prediction_type sample "
     '--time_sampler_kwargs \'{{"mean": -1.4, "std": 1.2}}\' --train_batch_size 16 '
-    "--learning_rate 0.0006 --max_train_steps 8000 --block_out_channels 16 32 64",
+    "--reference_batch_size 256 --learning_rate 0.0006 --max_train_steps 8000 "
+    "--block_out_channels 16 32 64",
     "outputs/unet": f"{DIGITS} --block_out_channels 16 32",
     "outputs/dit": f"{DIGITS} --backbone transformer --attention_head_dim 16",
     "outputs/mnist-euler": '-c "import diffusers, fm_diffusers, sys; '
@@ -180,6 +181,12 @@ PARTS = {
         "docs/training.md",
         10,
         ("outputs/mnist-600-steps",),
+    ),
+    "references": Part(
+        "-m benchmarks.training.references --dataset_name {mnist} --output_dir {out}",
+        tables("references"),
+        "docs/training.md",
+        0.5,
     ),
     "one_evaluation_mnist": Part(
         "-m benchmarks.networks.one_evaluation --teacher pretrained/mnist "

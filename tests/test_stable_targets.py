@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks.training import references as benchmark
 from fm_diffusers.fields import GaussianMixture
 from fm_diffusers.objectives import weighted_loss
 from fm_diffusers.paths import PATHS, Linear
@@ -129,3 +130,15 @@ def test_references_are_drawn_anew_by_the_generator_of_the_run():
 def test_images_that_are_not_in_memory_are_no_references():
     with pytest.raises(ValueError, match="--reference_batch_size 4 draws .* raise --memory_limit"):
         References(images_of([0, 1], held=False), 4, torch.Tensor.double)
+
+
+def test_the_benchmark_says_what_is_left_of_the_variance(tmp_path):
+    flags = {"dataset_name": "digits", "times": [0.05, 0.3], "references": [4, 64]}
+    rows = benchmark.main(benchmark.Arguments(**flags, output_dir=str(tmp_path)))
+    assert [(row.t, row.references) for row in rows] == [
+        (t, n) for t in (0.05, 0.3) for n in (4, 64)
+    ]
+    left = [row.share for row in rows]
+    assert 0 < left[1] < left[0] < 0.5 and left[1] < left[3] < left[2] < 1
+    written = (tmp_path / "references.md").read_text()
+    assert f"| 0.05 | {rows[0].alone:.3f} | {left[0]:.1%}".replace("%", " %") in written

@@ -40,11 +40,10 @@ class References:
         """Return images of a class, with replacement; of all for None."""
         images, labels = self.data.images, self.data.labels
         assert images is not None
-        drawn = torch.randint(len(images), (self.count,))
+        rows = torch.arange(len(images))
         if label is not None and labels is not None:
-            rows = (labels == label).nonzero().flatten()
-            drawn = rows[torch.randint(len(rows), (self.count,))]
-        return self.scaled(images[drawn].to(device))
+            rows = rows[labels == label]
+        return self.scaled(images[rows[torch.randint(len(rows), (self.count,))]].to(device))
 
     def pair(
         self, path: GaussianPath, z: Tensor, eps: Tensor, t: Tensor, label: Tensor | None
