@@ -32,7 +32,7 @@ from fm_diffusers.flow_map_networks import distilled_guidance, with_two_times
 from fm_diffusers.flow_maps import DERIVATIVES
 from fm_diffusers.tables import look_up
 from fm_diffusers.training.arguments import TrainingArguments, check_output, parse, start
-from fm_diffusers.training.command_line import plain_errors
+from fm_diffusers.training.command_line import plain_errors, refuse_unused
 from fm_diffusers.training.distillation import OBJECTIVES, Distillation
 from fm_diffusers.training.flow_maps import Slope, last_start, warn_of_rounding
 from fm_diffusers.training.networks import keep_labels
@@ -120,6 +120,7 @@ class FewStepsArguments(TrainingArguments):
         for name in ("to_data", "from_noise", "slope_share", "label_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} must lie in [0, 1], got {getattr(self, name)}")
+        refuse_unused(self, {"from_noise": "trajectory", "derivative": "mean_flow"})
         if self.num_trajectories < self.train_batch_size:
             raise ValueError(
                 f"--num_trajectories {self.num_trajectories} are fewer than --train_batch_size "

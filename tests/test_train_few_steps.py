@@ -314,6 +314,11 @@ def test_a_guider_is_refused_by_name(distil, teacher):
         ({"guidance_scale": [float("nan")]}, "the lowest and the highest of several, got .nan"),
         ({"to_data": 1.5}, r"--to_data must lie in \[0, 1\], got 1.5"),
         ({"from_noise": 2.0}, r"--from_noise must lie in \[0, 1\], got 2.0"),
+        (
+            {"from_noise": 0.5, "objective": "mean_flow"},
+            "--from_noise 0.5 is of --objective trajectory, and mean_flow has no use for it: drop",
+        ),
+        ({"derivative": "jvp"}, "--derivative jvp is of --objective mean_flow, and trajectory"),
         ({"slope_share": -0.1}, r"--slope_share must lie in \[0, 1\], got -0.1"),
         ({"num_trajectories": 4}, "--num_trajectories 4 are fewer than --train_batch_size 8"),
         ({"trajectory_steps": 0}, "--trajectory_steps must be at least 1, got 0"),
@@ -515,6 +520,10 @@ def test_what_would_leave_the_map_as_it_was_is_refused(examples, tmp_path):
         ({"weighting": "min_snr"}, "drop --weighting min_snr"),
         ({"coupling": "optimal_transport"}, "drop --coupling optimal_transport"),
         ({"t_max": 0.9}, "all times from noise to data: drop --t_max 0.9"),
+        (
+            {"map_share": 0.3, "objective": "flow_matching"},
+            "--map_share 0.3 is of --objective mean_flow, and flow_matching has no use for it",
+        ),
         ({"map_share": 2.0}, r"--map_share must lie in \[0, 1\], got 2.0"),
         ({"map_to_data": -0.1}, r"--map_to_data must lie in \[0, 1\], got -0.1"),
     ],

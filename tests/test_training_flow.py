@@ -58,7 +58,8 @@ def test_the_loss_is_the_squared_error_of_the_target(objective):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_pair_says_what_is_regressed_and_not_where(objective):
-    args, (z, eps), asked = Arguments(objective=objective, map_share=0.0), batch(), []
+    flags = {"map_share": 0.0} if objective == "mean_flow" else {}
+    args, (z, eps), asked = Arguments(objective=objective, **flags), batch(), []
 
     def network(x, timestep, condition, **options):
         asked.append((x, 1 - timestep[:, None, None, None] / 1000))

@@ -151,3 +151,19 @@ def is_ours(error: ValueError) -> bool:
         return True
     beside = Path(sys.argv[0]).resolve().parent in place.parents
     return beside and "site-packages" not in place.parts  # of an environment beside the script
+
+
+def refuse_unused(args: Any, owners: dict[str, str]) -> None:
+    """Raise a `ValueError` for a flag that only another objective reads.
+
+    Args:
+        args: the arguments, with an `objective`.
+        owners: the objective of each flag.
+    """
+    for each in fields(args):
+        value, owner = getattr(args, each.name), owners.get(each.name, args.objective)
+        if owner != args.objective and value != each.default:
+            raise ValueError(
+                f"--{each.name} {value} is of --objective {owner}, and {args.objective} has no "
+                "use for it: drop it, or choose that objective"
+            )

@@ -22,6 +22,7 @@ from fm_diffusers.predictions import PREDICTIONS
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.tables import look_up
 from fm_diffusers.training.arguments import ImageArguments, TrainingArguments
+from fm_diffusers.training.command_line import refuse_unused
 from fm_diffusers.training.flow_maps import MapObjective, Slope, clock_of, last_start
 from fm_diffusers.weightings import WEIGHTINGS, loss_weight
 
@@ -181,6 +182,7 @@ class FlowArguments(LossArguments):
         for name in ("map_share", "map_to_data", "map_power"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} must lie in [0, 1], got {getattr(self, name)}")
+        refuse_unused(self, dict.fromkeys(("map_share", "map_to_data", "map_power"), "mean_flow"))
         if self.objective != "mean_flow":
             return
         needed = {"weighting": (None, "uniform"), "coupling": ("independent",)}
