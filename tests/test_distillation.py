@@ -16,7 +16,7 @@ from fm_diffusers.flow_map_networks import with_two_times
 from fm_diffusers.flow_maps import exact_average_slope, mapped, trajectory_target
 from fm_diffusers.paths import PATHS, Linear
 from fm_diffusers.predictions import CANONICAL, conversion
-from fm_diffusers.training import teachers
+from fm_diffusers.training import flow_maps, teachers
 from fm_diffusers.training.distillation import OBJECTIVES, Distillation, random_pairs
 from fm_diffusers.training.flow import FlowArguments, flow_loss
 from fm_diffusers.training.flow_maps import (
@@ -415,6 +415,24 @@ class Spy(nn.Module):
 
     def forward(self, x, timestep, condition, timestep_cond=None, return_dict=True):
         return (self.weight * x,)
+
+
+@pytest.mark.parametrize("objective", ["mean_flow", "self_consistency"])
+def test_only_derivatives_of_a_teachers_map_are_weighted(objective, monkeypatch):
+    """Unweighted, mean flow of the digits diverges to losses of 50, of .3 at its beginning."""
+    powers = []
+
+    def note(found, target, power=0.0):
+        powers.append(power)
+        return found.sum()
+
+    monkeypatch.setattr(flow_maps, "loss_of_slopes", note)
+    pipe, spy = make_pipe(3), Spy()
+    states, u = torch.randn(8, 5, 1, 4, 4, device="meta"), torch.rand(8, 5, device="meta")
+    numbers, scale = torch.zeros(8, dtype=torch.long, device="meta"), torch.ones(8, device="meta")
+    slope = Slope(spy, pipe.scheduler, numbers, scale)
+    Distillation(objective)(slope, Guided(pipe.to("meta"), numbers, numbers, scale), states, u)
+    assert powers == [1.0 if objective == "mean_flow" else 0.0]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

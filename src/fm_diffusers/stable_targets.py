@@ -10,8 +10,8 @@ have led to one :math:`x_t`, and the target of one of them is far from that mean
           \bar\varepsilon = \frac{x_t - \alpha \bar z}{\beta}.
 
 Every prediction is linear in data and noise, so the conditional target of
-:math:`(\bar z, \bar\varepsilon)` is the weighted mean of the conditional targets. It is biased
-towards the mean over fewer data, less with more of them, and not at all with all data.
+:math:`(\bar z, \bar\varepsilon)` is the weighted mean of the conditional targets. It leans towards
+that of z, the less so the more references there are; with all of a data set it is exact.
 
 Reference: Xu, Tong and Jaakkola, "Stable Target Field for Reduced Variance Score Estimation in
 Diffusion Models", https://arxiv.org/abs/2302.00670.

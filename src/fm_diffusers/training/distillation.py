@@ -62,7 +62,10 @@ class Distillation:
         z, first, last = states[:, -1], u[:, 0], u[:, -1]
         between = torch.lerp(first, last.clamp(max=self.last), torch.rand_like(first))
         y = torch.lerp(torch.randn_like(z), z, expand_like(between, z))
-        learn = MapObjective(self.objective, 1 - self.slope_share, self.to_data, self.derivative)
+        shares = 1 - self.slope_share, self.to_data
+        # a derivative can be far off, and unweighted the training may follow it ever further
+        power = 1.0 if self.objective == "mean_flow" else 0.0
+        learn = MapObjective(self.objective, *shares, self.derivative, power)
 
         def exact(part: slice) -> Tensor:
             return part_of(teacher, part)(y[part], between[part])
