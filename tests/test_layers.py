@@ -16,7 +16,7 @@ FLOORS = [
     {"files", "forms"},
     {"tables"},
     {"paths"},
-    {"couplings", "diffusions", "grids", "predictions"},
+    {"couplings", "diffusions", "grids", "predictions", "stable_targets"},
     {"fields", "solvers", "weightings"},
     {"flow_maps", "likelihood", "objectives"},
     {"diffusers_internals"},
