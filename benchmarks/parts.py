@@ -34,6 +34,12 @@ MAP = "examples/train_few_steps.py"
 MNIST_MAP = f"{MAP} --model pretrained/mnist --init_from"
 #: Steps that one, two or four evaluations take, in small batches.
 FEW = "--train_batch_size 16 --slope_share 0 --to_data 0.5 --from_noise 0.5 --learning_rate 0.0005"
+MNIST_MEAN_FLOW = (
+    "examples/train_mnist.py --dataset_name {mnist} --objective mean_flow "
+    '--prediction_type sample --time_sampler_kwargs \'{{"mean": -1.4, "std": 1.2}}\' '
+    "--train_batch_size 16 --reference_batch_size 256 --learning_rate 0.0006 "
+    "--block_out_channels 16 32 64"
+)
 SCRIPT = "huggingface/diffusers/v0.42.1/examples/unconditional_image_generation"
 
 #: What parts need first: files or folders, and the command (after `python`) that makes each.
@@ -55,11 +61,10 @@ NEEDS = {
         f"--max_train_steps 2000 --block_out_channels 32 64 --seed {seed}"
         for seed in range(3)
     },
-    "outputs/mean-flow-mnist": "examples/train_mnist.py --dataset_name {mnist} "
-    "--objective mean_flow --prediction_type sample "
-    '--time_sampler_kwargs \'{{"mean": -1.4, "std": 1.2}}\' --train_batch_size 16 '
-    "--reference_batch_size 256 --learning_rate 0.0006 --max_train_steps 8000 "
-    "--block_out_channels 16 32 64",
+    "outputs/digits-mean-flow": f"{MAP} --model outputs/digits --guidance_scale 2 "
+    "--num_trajectories 4000 --max_train_steps 2000 --objective mean_flow",
+    "outputs/mean-flow-mnist": f"{MNIST_MEAN_FLOW} --max_train_steps 8000",
+    "outputs/mean-flow-mnist-long": f"{MNIST_MEAN_FLOW} --max_train_steps 20000",
     "outputs/unet": f"{DIGITS} --block_out_channels 16 32",
     "outputs/dit": f"{DIGITS} --backbone transformer --attention_head_dim 16",
     "outputs/mnist-euler": '-c "import diffusers, fm_diffusers, sys; '
@@ -225,12 +230,22 @@ PARTS = {
     ),
     "mean_flow_mnist": Part(
         "-m benchmarks.networks.one_evaluation --teacher pretrained/mnist "
-        "--maps outputs/mean-flow-mnist --dataset_name {mnist} --converged_steps 24 "
-        "--calibration_samples 0 --num_samples 500 --name mean_flow_mnist --output_dir {out}",
+        "--maps outputs/mean-flow-mnist outputs/mean-flow-mnist-long --dataset_name {mnist} "
+        "--converged_steps 24 --calibration_samples 0 --num_samples 500 --name mean_flow_mnist "
+        "--output_dir {out}",
         tables("mean_flow_mnist"),
         "docs/few_evaluations.md",
-        20,
-        ("outputs/mean-flow-mnist",),
+        60,
+        ("outputs/mean-flow-mnist", "outputs/mean-flow-mnist-long"),
+    ),
+    "mean_flow_of_teacher_digits": Part(
+        "-m benchmarks.networks.one_evaluation --teacher outputs/digits "
+        "--maps outputs/digits-mean-flow --dataset_name digits --converged_steps 60 "
+        "--calibration_samples 0 --name mean_flow_of_teacher_digits --output_dir {out}",
+        tables("mean_flow_of_teacher_digits"),
+        "docs/few_evaluations.md",
+        10,
+        ("outputs/digits", "outputs/digits-mean-flow"),
     ),
     "network_sde": Part(
         "-m benchmarks.networks.sde --models outputs/digits --dataset_name digits "
