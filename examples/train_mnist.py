@@ -267,7 +267,7 @@ def main(
         dropped = torch.rand(len(z), device=z.device) < args.label_dropout
         condition = label if label is None or null is None else label.masked_fill(dropped, null)
         pair = None
-        if references:
+        if references is not None:
             told = given if given is None or null is None else given.masked_fill(dropped, -1)
             pair = partial(references.pair, label=told)
         return flow_loss(args, scheduler, network, z, eps, condition, pair)
