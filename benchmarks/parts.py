@@ -31,9 +31,6 @@ def tables(name: str, picture: bool = False) -> tuple[str, ...]:
 TRAIN = "examples/train_mnist.py --train_batch_size 64"
 DIGITS = f"{TRAIN} --dataset_name digits --max_train_steps 3000"
 MAP = "examples/train_few_steps.py"
-MNIST_MAP = f"{MAP} --model pretrained/mnist --init_from"
-#: Steps that one, two or four evaluations take, in small batches.
-FEW = "--train_batch_size 16 --slope_share 0 --to_data 0.5 --from_noise 0.5 --learning_rate 0.0005"
 MNIST_MEAN_FLOW = (
     "examples/train_mnist.py --dataset_name {mnist} --objective mean_flow "
     '--prediction_type sample --time_sampler_kwargs \'{{"mean": -1.4, "std": 1.2}}\' '
@@ -47,10 +44,6 @@ NEEDS = {
     "outputs/mnist-600-steps": f"{TRAIN} --dataset_name {{mnist}} --max_train_steps 600",
     "outputs/mnist-narrow": f"{TRAIN} --dataset_name {{mnist}} --max_train_steps 2000 "
     "--block_out_channels 16 32 32",
-    "outputs/mnist-map-1": f"{MNIST_MAP} pretrained/mnist-one-step --max_train_steps 5000",
-    "outputs/mnist-map-2": f"{MNIST_MAP} outputs/mnist-map-1 --train_batch_size 16 "
-    "--max_train_steps 20000 --learning_rate 0.0006 --seed 1",
-    "outputs/mnist-map": f"{MNIST_MAP} outputs/mnist-map-2 {FEW} --max_train_steps 12000 --seed 2",
     "outputs/mnist-straight": "examples/reflow.py --model pretrained/mnist --num_pairs 6000 "
     "--pair_steps 10 --max_train_steps 1200 --train_batch_size 64",
     "outputs/digits": f"{DIGITS} --block_out_channels 32 64",
@@ -195,19 +188,14 @@ PARTS = {
     ),
     "one_evaluation_mnist": Part(
         "-m benchmarks.networks.one_evaluation --teacher pretrained/mnist "
-        "--maps outputs/mnist-map pretrained/mnist-one-step --straight outputs/mnist-straight "
-        "--dataset_name {mnist} --converged_steps 24 --calibration_samples 96 "
-        "--num_samples 500 --picture "
-        "--name one_evaluation_mnist --output_dir {out}",
+        "--maps outputs/mean-flow-mnist-long pretrained/mnist-one-step "
+        "--straight outputs/mnist-straight --dataset_name {mnist} --converged_steps 24 "
+        "--calibration_samples 96 --num_samples 500 --picture --name one_evaluation_mnist "
+        "--output_dir {out}",
         (*tables("one_evaluation_mnist"), "docs/images/one_evaluation_mnist.png"),
         "docs/few_evaluations.md",
-        130,
-        (
-            "outputs/mnist-map-1",
-            "outputs/mnist-map-2",
-            "outputs/mnist-map",
-            "outputs/mnist-straight",
-        ),
+        60,
+        ("outputs/mean-flow-mnist-long", "outputs/mnist-straight"),
     ),
     "one_evaluation_digits": Part(
         "-m benchmarks.networks.one_evaluation --teacher outputs/digits "
