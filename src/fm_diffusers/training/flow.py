@@ -179,10 +179,11 @@ class FlowArguments(LossArguments):
 
     def _check_map(self) -> None:
         """Raise a `ValueError` for what a flow map cannot be learned with."""
-        for name in ("map_share", "map_to_data", "map_power"):
+        own = ("map_share", "map_to_data", "map_power")
+        for name in own:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} must lie in [0, 1], got {getattr(self, name)}")
-        refuse_unused(self, dict.fromkeys(("map_share", "map_to_data", "map_power"), "mean_flow"))
+        refuse_unused(self, dict.fromkeys(own, "mean_flow"))
         if self.objective != "mean_flow":
             return
         needed = {"weighting": (None, "uniform"), "coupling": ("independent",)}
