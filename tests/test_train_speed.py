@@ -43,6 +43,9 @@ def main(args):
         transforms.ToTensor(),
         transforms.Normalize([0.5], [0.5]),
     ])
+    transforms.Compose([  # named as in the original, and not called
+        transforms.PILToTensor(), transforms.ConvertImageDtype(torch.float32)
+    ])
     for start in range(0, len(rows), args.train_batch_size):
         images = rows[start : start + args.train_batch_size]["image"]
         x = torch.stack([transform(image.convert("RGB")) for image in images])

@@ -71,6 +71,11 @@ def compose(transforms: list[Callable]) -> Callable:
     return transform
 
 
+def not_needed(image: Image.Image) -> Tensor:
+    """Stand for a transform that diffusers' script builds and calls only under other flags."""
+    raise NotImplementedError("the stand-in for torchvision has no transform for 16 or 32 bits")
+
+
 def torchvision() -> dict[str, ModuleType]:
     """Return a stand-in for the part of torchvision that diffusers' script uses, as modules.
 
@@ -88,6 +93,8 @@ def torchvision() -> dict[str, ModuleType]:
         Lambda=lambda function: function,
         ToTensor=lambda: to_tensor,
         Normalize=lambda mean, std: lambda x: (x - mean[0]) / std[0],
+        PILToTensor=lambda: not_needed,
+        ConvertImageDtype=lambda dtype: not_needed,
     )
     return {"torchvision": package, "torchvision.transforms": transforms}
 
