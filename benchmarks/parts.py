@@ -287,7 +287,7 @@ PARTS = {
         "--output_dir {out}",
         tables("train_speed"),
         "docs/training.md",
-        20,
+        5,
         ("outputs/train_unconditional.py",),
     ),
 }
