@@ -10,15 +10,13 @@ of the ODE, a row of the SDE, and, where there is a flow map, a row of its only 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from diffusers.utils import export_to_gif, make_image_grid
-from PIL import Image, ImageDraw
+from diffusers.utils import export_to_gif
+from PIL import Image
 
-from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
+from fm_diffusers import FlowMatchingPipeline
 from fm_diffusers.training.command_line import parse, plain_errors
-
-#: Between pictures, in pixels.
-GAP = 4
+from fm_diffusers.training.pictures import column_names, processes, states
+from fm_diffusers.training.sheets import contact_sheet
 
 
 @dataclass
@@ -34,75 +32,33 @@ class AnimationArguments:
     steps: int = field(default=30, metadata={"help": "Of the ODE and of the SDE."})
     diffusion: str = field(default="memoryless", metadata={"help": "Coefficient of the SDE."})
     guidance_scale: float = field(default=2.0, metadata={"help": "1 is no guidance."})
-    scale: int = field(default=2, metadata={"help": "How many pixels a pixel becomes."})
+    side: int = field(default=56, metadata={"help": "Of a shown image in pixels, at least."})
     seed: int = 0
     output: str = "flow.gif"
 
 
-def states(
-    pipe: FlowMatchingPipeline, args: AnimationArguments, steps: int
-) -> list[list[Image.Image]]:
-    """Return what every class looks like before the first step and after each."""
-    pipe.set_progress_bar_config(disable=True)
-    labels = list(range(min(pipe.num_classes, 10)))
-    noise = pipe.prepare_latents(len(labels), torch.Generator().manual_seed(args.seed), None)
-    seen = [noise]
-
-    def keep(pipe: FlowMatchingPipeline, step: int, t: torch.Tensor, told: dict) -> dict:
-        seen.append(told["latents"])
-        return {}
-
-    pipe(
-        labels,
-        latents=noise,
-        num_inference_steps=steps,
-        guidance_scale=args.guidance_scale,
-        generator=torch.Generator().manual_seed(args.seed),
-        callback_on_step_end=keep,
-    )
-    decode = pipe.image_processor.postprocess
-    return [decode(x.clamp(-1, 1), output_type="pil") for x in seen]
-
-
-def rows(args: AnimationArguments) -> dict[str, list[list[Image.Image]]]:
-    """Return the titles of the rows, with the states of each."""
+def rows(args: AnimationArguments) -> tuple[dict[str, list[list[Image.Image]]], list[str]]:
+    """Return the states of each row by title, and the names of the classes."""
     pipe = FlowMatchingPipeline.from_pretrained(args.model)
-    found = {f"ODE, {args.steps} steps": states(pipe, args, args.steps)}
-    pipe.scheduler = GaussianFlowScheduler.from_config(
-        pipe.scheduler.config, diffusion=args.diffusion
-    )
-    found[f"SDE ({args.diffusion}), {args.steps} steps"] = states(pipe, args, args.steps)
+    labels = list(range(min(pipe.num_classes, 10)))
+    names = column_names({"class_labels": labels}, pipe.config.id2label)
+    asked = {"labels": labels, "guidance_scale": args.guidance_scale, "seed": args.seed}
+    runs = processes(pipe, args.steps, args.steps, args.diffusion)
+    found = {title: states(pipe, steps=steps, **asked) for title, steps in runs}
     if args.flow_map is not None:
         pipe = FlowMatchingPipeline.from_pretrained(args.flow_map)
-        found["flow map, 1 step"] = states(pipe, args, 1)
-    return found
-
-
-def frame(titles: list[str], images: list[list[Image.Image]], scale: int) -> Image.Image:
-    """Return one frame: a title above each row of pictures."""
-    title_height, (first, *_) = 16, images[0]
-    side = first.width * scale + GAP
-    height = len(titles) * (title_height + side)
-    canvas = Image.new("L", (len(images[0]) * side + GAP, height + GAP), 255)
-    write = ImageDraw.Draw(canvas)
-    for i, (title, row) in enumerate(zip(titles, images, strict=True)):
-        top = GAP + i * (title_height + side)
-        write.text((GAP, top), title, fill=0)
-        larger = [p.resize((side - GAP, side - GAP), Image.Resampling.NEAREST) for p in row]
-        padded = [Image.new("L", (side, side), 255) for _ in larger]
-        for cell, picture in zip(padded, larger, strict=True):
-            cell.paste(picture.convert("L"), (0, 0))
-        canvas.paste(make_image_grid(padded, 1, len(padded)), (GAP, top + title_height))
-    return canvas.quantize(8)  # eight greys make a small file
+        found["flow map, 1 step"] = states(pipe, steps=1, **asked)
+    return found, names
 
 
 def main(args: AnimationArguments) -> None:
     """Draw the animation."""
-    found = rows(args)
-    frames = []
+    found, names = rows(args)
+    grey = all(image.mode == "L" for image in next(iter(found.values()))[0])
+    frames, colours = [], 8 if grey else 256  # eight greys make a small file
     for i in range(args.steps + 1):
-        now = [kept[min(i, len(kept) - 1)] for kept in found.values()]
-        frames.append(frame(list(found), now, args.scale))
+        now = {title: kept[min(i, len(kept) - 1)] for title, kept in found.items()}
+        frames.append(contact_sheet(now, names, args.side).quantize(colours))
     hold = 12  # frames at each end
     frames = frames[:1] * (hold // 2) + frames + frames[-1:] * hold * 2
     export_to_gif(frames, args.output, fps=12)

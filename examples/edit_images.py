@@ -9,19 +9,27 @@ It prints how well each image returns from its noise, and its bits per dimension
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils import make_image_grid
 from PIL import Image
 
 from fm_diffusers import DIFFUSIONS, FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.training.command_line import parse, plain_errors
 from fm_diffusers.training.data import load_images
+from fm_diffusers.training.folders import of_results
+from fm_diffusers.training.sheets import contact_sheet
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
+
+#: Names of what `edits` returns.
+EDITS = [
+    "as it is",
+    *(f"strength {strength}" for strength in STRENGTHS),
+    "its middle drawn anew",
+    "drawn anew to the right",
+]
 
 
 @dataclass
@@ -44,7 +52,7 @@ class EditingArguments:
     diffusion: str | None = field(
         default=None, metadata={"choices": DIFFUSIONS, "help": "Changes as an SDE, or the ODE."}
     )
-    side: int = field(default=96, metadata={"help": "Of a shown image in pixels."})
+    side: int = field(default=96, metadata={"help": "Of a shown image in pixels, at least."})
     seed: int = 0
     output_dir: str | None = field(default=None, metadata={"help": "By default the model folder."})
 
@@ -93,24 +101,12 @@ def edits(
     ]
 
 
-def shown(images: list[Image.Image], columns: int, side: int) -> Image.Image:
-    """Return images as a grid, scaled up so that every pixel is seen, on white."""
-    scaled = [image.resize((side, side), Image.NEAREST).convert("RGBA") for image in images]
-    white = Image.new("RGBA", (side + 8, side + 8), "white")
-    framed = []
-    for image in scaled:
-        frame = white.copy()
-        frame.alpha_composite(image, (4, 4))
-        framed.append(frame.convert("RGB"))
-    return make_image_grid(framed, rows=len(framed) // columns, cols=columns)
-
-
 def main(args: EditingArguments) -> None:
     """Write both pictures, and print what was measured."""
+    folder, steps = of_results(args.model, args.output_dir), args.num_inference_steps
     pipe = FlowMatchingPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
     images, told = chosen(pipe, args)
-    folder, steps = Path(args.output_dir or args.model), args.num_inference_steps
     ode = pipe.scheduler = GaussianFlowScheduler.from_config(pipe.scheduler.config, diffusion=None)
     between = []
     for i, (image, asked) in enumerate(zip(images, told, strict=True)):
@@ -136,8 +132,11 @@ def main(args: EditingArguments) -> None:
         for image, asked in zip(images, told, strict=True)
         for picture in edits(pipe, image, asked, steps, args.seed)
     ]
-    for name, pictures in (("edits.png", changed), ("interpolation.png", between)):
-        shown(pictures, len(pictures) // len(images), args.side).save(folder / name)
+    for name, pictures, names in (
+        ("edits.png", changed, EDITS),
+        ("interpolation.png", between, ["image", *6 * [""], "next image"]),
+    ):
+        contact_sheet({"": pictures}, names, args.side).save(folder / name)
         print(f"wrote {folder / name}")
 
 

@@ -37,6 +37,7 @@ from fm_diffusers.flow_map_networks import distilled_guidance
 from fm_diffusers.likelihood import bits_per_dimension
 from fm_diffusers.training.cards import write_card
 from fm_diffusers.training.command_line import parse, plain_errors
+from fm_diffusers.training.folders import of_results
 from fm_diffusers.training.plugins import PLUGINS, load_plugins
 from fm_diffusers.training.public import public
 from fm_diffusers.training.publishing import conditioning, retitle
@@ -203,9 +204,7 @@ def likelihood(
 
 def results(args: EvaluationArguments) -> Path:
     """Return the folder of the results; raise a `ValueError` if the end could not be reached."""
-    folder, trained = Path(args.output_dir or args.model), Path(args.model, "training.json")
-    if args.output_dir is None and not folder.is_dir():
-        raise ValueError(f"{args.model!r} is no folder: say by --output_dir where figures go")
+    folder, trained = of_results(args.model, args.output_dir), Path(args.model, "training.json")
     if args.push_to_hub and not (folder / "training.json").is_file():
         raise ValueError(
             f"--push_to_hub pushes a trained pipeline with its card, but {folder} has no "

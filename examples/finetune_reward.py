@@ -165,7 +165,7 @@ def main(args: RewardArguments) -> None:
     sampler = Sampler(pipe, args.dynamics, args.noise_level, *steps)
     curve = Curve(args.gradient_accumulation_steps)
     before = measure(args, sampler, asking, reward, reference, reference)
-    picture = sample_grid(pipe, stochastic=False, **asking.shown())
+    picture = sample_grid(pipe, asking.shown(), stochastic=False)
     name = "unet" if pipe.transformer is None else "transformer"
     if args.rank is not None:
         adapt(args, pipe)
@@ -198,7 +198,7 @@ def main(args: RewardArguments) -> None:
         )
 
     def draw(network: nn.Module) -> Image.Image:
-        return sample_grid(tuned(network), stochastic=False, **asking.shown())
+        return sample_grid(tuned(network), asking.shown(), stochastic=False)
 
     conditions = [i for i in range(len(asking.values)) for _ in range(args.train_batch_size)]
     groups = args.train_batch_size // args.group_size
@@ -231,7 +231,7 @@ def main(args: RewardArguments) -> None:
         figures["before (ODE)"] = "![before](before.png)"
         figures["curve"] = "![reward and KL](curve.png)"
         dataset = f"samples of {model}, rewarded by {args.reward}"
-        drawn = sample_grid(done, **shown)
+        drawn = sample_grid(done, shown)
         publish(args, done, drawn, figures, dataset, repo_id, shown, beside)
     accelerator.end_training()
 

@@ -163,8 +163,8 @@ def main(args: ReflowArguments) -> None:
         return network_of(pipe, network, scheduler=of_coupled_noise(pipe.scheduler))
 
     def draw(network: nn.Module) -> Image.Image:
-        shown = classes_in_turn(pipe, 4 * min(pipe.num_classes, 10) or 40)
-        return sample_grid(straight(network), **shown)
+        shown = classes_in_turn(pipe, min(pipe.num_classes, 10) or 10)
+        return sample_grid(straight(network), shown)
 
     loader = DataLoader(pairs, args.train_batch_size, shuffle=True, drop_last=True)
     network = keep_labels(copy.deepcopy(pipe.network)).train()

@@ -71,8 +71,8 @@ class Asking:
         return self.pipe.encode_condition(self.asked(values))
 
     def shown(self) -> dict[str, Any]:
-        """Return what a picture of 40 images is asked for."""
-        return {self.name: self.cycled(40)} if self.name else {"batch_size": 40}
+        """Return what a row of ten images is asked for."""
+        return {self.name: self.cycled(10)} if self.name else {"batch_size": 10}
 
 
 def number_or_name(value: int | str, id2label: dict[int, str] | None) -> int | str:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import Tensor, nn
 from train_mnist import train
@@ -36,6 +35,7 @@ from fm_diffusers.training.finished import saved_whole
 from fm_diffusers.training.flow import scaled
 from fm_diffusers.training.publishing import write_record
 from fm_diffusers.training.pushing import create_repository, push
+from fm_diffusers.training.sheets import contact_sheet
 from fm_diffusers.training.splits import hold_out, load_data
 from fm_diffusers.training.tuning import load_autoencoder, plain
 
@@ -153,7 +153,9 @@ def main(args: AutoencoderArguments) -> None:
         both = torch.cat([shown[:20], network.vae.decode(codes).sample])
         pixels = (127.5 * both + 127.5).round().clamp(0, 255).byte().cpu()
         images = [Image.fromarray(x.permute(1, 2, 0).squeeze(-1).numpy()) for x in pixels]
-        return make_image_grid(images, rows=2, cols=len(images) // 2)
+        count = len(images) // 2
+        parts = {"images": images[:count], "what comes back": images[count:]}
+        return contact_sheet(parts, count * [""])
 
     outcome = train(
         args,

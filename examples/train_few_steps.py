@@ -204,10 +204,10 @@ def load_student(args: FewStepsArguments, teacher: FlowMatchingPipeline) -> nn.M
 
 
 def shown_conditions(args: FewStepsArguments, teacher: FlowMatchingPipeline) -> dict[str, Any]:
-    """Return what pictures show: four of each of ten classes, or of ten prompts."""
+    """Return what a row of pictures shows: one of each of ten classes, or of ten prompts."""
     if args.prompts is not None:
-        return {"prompt": 4 * prompts_of(args.prompts)[:10]}
-    return classes_in_turn(teacher, 4 * min(teacher.num_classes, 10) or 40)
+        return {"prompt": prompts_of(args.prompts)[:10]}
+    return classes_in_turn(teacher, min(teacher.num_classes, 10) or 10)
 
 
 def main(args: FewStepsArguments) -> None:
@@ -241,7 +241,7 @@ def main(args: FewStepsArguments) -> None:
     chosen = {"guidance_scale": scales[1]} if chooses else {}
 
     def draw(network: nn.Module) -> Image.Image:
-        return sample_grid(pipeline(network), **shown, **chosen)
+        return sample_grid(pipeline(network), shown, **chosen)
 
     loader = DataLoader(trained, args.train_batch_size, shuffle=True, drop_last=True)
     network = network.requires_grad_(True).train()

@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from diffusers.utils import make_image_grid
 from peft import LoraConfig
 from PIL import Image
 from torch import Tensor, nn
@@ -46,10 +45,11 @@ from fm_diffusers.training.data import ImageData
 from fm_diffusers.training.finished import saved_whole
 from fm_diffusers.training.flow import LossArguments, coupled_noise, flow_loss, scaled
 from fm_diffusers.training.networks import keep_labels, trained_weights
-from fm_diffusers.training.pictures import sample_grid
+from fm_diffusers.training.pictures import column_names, sample_parts
 from fm_diffusers.training.public import on_hub, public
 from fm_diffusers.training.publishing import told, write_record
 from fm_diffusers.training.pushing import create_repository, push
+from fm_diffusers.training.sheets import contact_sheet
 from fm_diffusers.training.splits import hold_out, load_data
 from fm_diffusers.training.tuning import (
     check_data,
@@ -192,11 +192,11 @@ def measure(
 
 
 def shown(pipe: FlowMatchingPipeline, data: ImageData, numbers: list[int]) -> dict[str, Any]:
-    """Return what pictures are asked for: two rows of classes, of prompts, or of nothing."""
+    """Return what a row of pictures is asked for: classes, prompts, or nothing."""
     if pipe.num_classes:
-        return {"class_labels": 2 * (numbers or [*range(pipe.num_classes)])[:10]}
+        return {"class_labels": (numbers or [*range(pipe.num_classes)])[:10]}
     prompts = list(dict.fromkeys(data.captions or []))[:10]
-    return {"prompt": 2 * prompts} if prompts else {"batch_size": 20}
+    return {"prompt": prompts} if prompts else {"batch_size": 10}
 
 
 def publish_adapter(
@@ -234,14 +234,23 @@ def main(args: LoraArguments) -> None:
         held_out = hold_out(args, data, **columns(args, pipe))
     pipe.to(accelerator.device)
     numbers, names = class_map(args.model, pipe, data)
-    asked = shown(pipe, data, numbers) | {"rows": 2, "stochastic": False}
-    loss_of, plain = make_loss(args, pipe, numbers), sample_grid(pipe, **asked)
+    asked = shown(pipe, data, numbers)
+
+    def look(pipe: FlowMatchingPipeline) -> dict[str, list[Image.Image]]:
+        return sample_parts(pipe, asked, rows=2, stochastic=False)
+
+    loss_of, plain = make_loss(args, pipe, numbers), look(pipe)
     before = measure(loss_of, pipe.network, data, args)
     name, config = adapt(args, pipe)
 
     def draw(network: nn.Module) -> Image.Image:
-        tuned = sample_grid(network_of(pipe, network), **asked)
-        return make_image_grid([plain, tuned], rows=2, cols=1)
+        both = {"without": plain, "with": look(network_of(pipe, network))}
+        parts = {
+            f"{title}, {word} the adapter": samples
+            for word, part in both.items()
+            for title, samples in part.items()
+        }
+        return contact_sheet(parts, column_names(asked, names))
 
     trained = sum(weight.numel() for weight in trained_weights(pipe.network))
     loader = data.loader(args.train_batch_size, args.dataloader_num_workers)

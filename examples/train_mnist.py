@@ -282,20 +282,20 @@ def main(
     if args.objective == "mean_flow":
         network = keep_labels(with_two_times(network))
     shown = list(range(min(classes, 10)))
-    asked = {"class_labels": 4 * shown} if classes else {"batch_size": 40}
+    asked = {"class_labels": shown} if classes else {"batch_size": 10}
     outcome = train(
         args,
         accelerator,
         network,
         data.loader(args.train_batch_size, args.dataloader_num_workers),
         loss_of,
-        draw=lambda network: sample_grid(pipeline(network), **asked),
+        draw=lambda network: sample_grid(pipeline(network), asked),
         held_out=held_out,
     )
     if outcome is not None and accelerator.is_main_process:
         pipe, figures = pipeline(outcome[0]), outcome[1]
         figures = {"objective": args.objective, "coupling": args.coupling} | figures
-        picture = sample_grid(pipe, **asked)
+        picture = sample_grid(pipe, asked)
         publish(args, pipe, picture, figures, args.dataset_name, repo_id, asked)
     accelerator.end_training()
 

@@ -174,7 +174,7 @@ def main(args: TextArguments) -> None:
 
     def draw(network: Prompted) -> Image.Image:
         shown = list(islice(cycle(captions), 10))
-        return sample_grid(pipeline(network), rows=4, prompt=4 * shown)
+        return sample_grid(pipeline(network), {"prompt": shown})
 
     outcome = train(
         args,

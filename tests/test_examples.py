@@ -196,11 +196,36 @@ def test_what_was_measured_is_pushed_with_its_card(silent):
 
 
 def test_pictures_show_both_processes(examples, untrained, tmp_path):
-    sample = examples("sample_mnist")
-    sample.main(sample.SamplingArguments(str(untrained), str(tmp_path), ode_steps=2, sde_steps=3))
+    sample, folder = examples("sample_mnist"), tmp_path / "made" / "for them"
+    sample.main(sample.SamplingArguments(str(untrained), str(folder), ode_steps=2, sde_steps=3))
     for name in ("ode_and_sde.png", "trajectories.png"):
-        picture = Image.open(tmp_path / name).convert("L")
+        picture = Image.open(folder / name).convert("L")
         assert len(set(picture.resize((64, 64)).tobytes())) > 50  # neither blank nor flat
+
+
+def test_images_are_edited_and_joined(examples, untrained, tmp_path, capsys):
+    edit = examples("edit_images")
+    asked = {"dataset_name": "digits", "indices": [0, 5], "num_inference_steps": 4}
+    edit.main(edit.EditingArguments(str(untrained), **asked, output_dir=str(tmp_path), side=32))
+    side = 32 + 4
+    names = {"edits.png": edit.EDITS, "interpolation.png": 8 * [""]}
+    for name, columns in names.items():
+        picture = Image.open(tmp_path / name)
+        assert picture.width == len(columns) * side + 4 and picture.height > 2 * side
+    assert capsys.readouterr().out.count("returns from its noise") == 2
+
+
+@pytest.mark.parametrize(
+    "script, arguments, more",
+    [
+        ("sample_mnist", "SamplingArguments", {}),
+        ("edit_images", "EditingArguments", {"dataset_name": "digits"}),
+    ],
+)
+def test_pictures_of_a_model_of_the_hub_ask_for_a_folder(script, arguments, more, examples):
+    module = examples(script)
+    with pytest.raises(ValueError, match="is no folder: say by --output_dir"):
+        module.main(getattr(module, arguments)("someone/something", **more))
 
 
 def test_a_pipeline_is_drawn_before_and_after_the_swap(examples, tmp_path):

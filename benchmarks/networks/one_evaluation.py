@@ -10,7 +10,7 @@ compared at the guidance scale that it has learned, one without at 1. Evaluation
 guided step of the teacher asks its network twice, one of a map once.
 
 The figures are means over `--seeds`, each with noise of its own, and go to `NAME.csv` and
-`NAME.md`; `--picture` draws 1, 2 and 4 evaluations of the teacher, and of the last map beside it.
+`NAME.md`; `--picture` draws 1, 2 and 4 steps of the teacher, and of the last map below.
 """
 
 import csv
@@ -20,7 +20,6 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
-from diffusers.utils import make_image_grid
 from torch import Tensor
 from transformers import HfArgumentParser
 
@@ -29,6 +28,8 @@ from benchmarks.networks.metrics import Judge, distance
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.calibration import calibrate
 from fm_diffusers.flow_map_networks import distilled_guidance
+from fm_diffusers.training.pictures import column_names
+from fm_diffusers.training.sheets import contact_sheet
 
 FIELDS = ("guidance", "method", "evaluations", "seed", "frechet", "median")
 
@@ -152,18 +153,18 @@ def table(rows: list[dict], evaluations: list[int], floor: float) -> str:
 
 
 def draw_picture(args: Arguments, folder: Path) -> None:
-    """Save rows of 1, 2 and 4 evaluations: of the teacher, and beside them of the last map."""
+    """Save rows of 1, 2 and 4 steps: of the teacher, and below them of the last map."""
     student = load(args.maps[-1])
     guidance = learned_guidance(student)
-    images, labels = [], [*range(student.num_classes)][:10]
-    for steps in (1, 2, 4):
-        for pipe in (load(args.teacher), student):
+    parts, labels = {}, [*range(student.num_classes)][:10]
+    for name, pipe in (("teacher", load(args.teacher)), ("flow map", student)):
+        for steps in (1, 2, 4):
             generator = torch.Generator().manual_seed(0)
             options = {"num_inference_steps": steps, "guidance_scale": guidance}
-            images += pipe(labels, generator=generator, **options).images
-    scale = max(1, 56 // images[0].width)
-    images = [image.resize([side * scale for side in image.size], 0) for image in images]
-    make_image_grid(images, rows=3, cols=2 * len(labels)).save(folder / f"{args.name}.png")
+            images = pipe(labels, generator=generator, **options).images
+            parts[f"{name}, {steps} step{'s' * (steps > 1)}"] = images
+    names = column_names({"class_labels": labels}, student.config.id2label)
+    contact_sheet(parts, names).save(folder / f"{args.name}.png")
 
 
 def main(args: Arguments) -> None:

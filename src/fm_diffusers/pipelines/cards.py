@@ -5,7 +5,7 @@ for a network that takes text, a number of images for one that is unconditional.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -39,6 +39,16 @@ USAGE = f"""```bash
 ```"""
 
 
+def named(values: Iterable[Any], id2label: Mapping[int, str] | None) -> list[Any]:
+    """Return prompts and classes, the latter by name where they are numbers that have one.
+
+    Example:
+        >>> named([0, "circle", 2], {0: "circle", 1: "square"})
+        ['circle', 'circle', 2]
+    """
+    return [v if isinstance(v, str) else (id2label or {}).get(v, v) for v in values]
+
+
 def example(
     asked: Mapping[str, Any], id2label: Mapping[int, str] | None = None, number: int = SHOWN
 ) -> str:
@@ -58,8 +68,8 @@ def example(
     values = asked.get("class_labels", asked.get("prompt"))
     if values is None:
         return f"batch_size={min(number, asked.get('batch_size', number))}"
-    named = [v if isinstance(v, str) else (id2label or {}).get(v, v) for v in values]
-    return json.dumps([*dict.fromkeys(named)][:number], ensure_ascii=False)
+    distinct = [*dict.fromkeys(named(values, id2label))]
+    return json.dumps(distinct[:number], ensure_ascii=False)
 
 
 def chosen_scale(network: nn.Module) -> str:

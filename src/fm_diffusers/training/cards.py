@@ -35,14 +35,14 @@ PIPELINE = """{told} images by flow matching, trained with [`fm_diffusers`]({url
 {drawn}.
 """
 COUPLED = "Noise and data were coupled in the training, so it is sampled as an ODE"
-BOTH = "One network, sampled as an ODE (upper half) and as an SDE (lower half)"
+BOTH = "One network, sampled as an ODE and as an SDE"
 ADAPTER = """LoRA weights for `{model}`, trained with [`fm_diffusers`]({url}) on `{dataset}`. The
-same noise without them (upper half) and with them (lower half).{away}
+same noise without them and with them.{away}
 """
 AWAY = """
 `{model}` was a folder of the machine of the training: put it beside this one, or push it."""
 AUTOENCODER = """An autoencoder of images, trained with [`fm_diffusers`]({url}) on `{dataset}`.
-Images (upper half), and what comes back from their codes (lower half).
+Images, and what comes back from their codes.
 """
 DRAW = """from fm_diffusers import FlowMatchingPipeline
 {plugins}

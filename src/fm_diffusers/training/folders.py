@@ -33,6 +33,20 @@ def make(folder: Path) -> None:
         ) from error
 
 
+def of_results(model: str, output_dir: str | None) -> Path:
+    """Return the folder of what is found out about a model: beside it, or another, which is made.
+
+    Raises:
+        ValueError: for a model of the Hub, which has no folder here, or a folder that cannot be
+            written.
+    """
+    if output_dir is None and not Path(model).is_dir():
+        raise ValueError(f"{model!r} is no folder: say by --output_dir where the results go")
+    folder = Path(output_dir or model)
+    make(folder)
+    return folder
+
+
 def hold(folder: Path) -> None:
     """Hold a folder until this process ends.
 

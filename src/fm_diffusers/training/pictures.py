@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers.utils import make_image_grid
 from PIL import Image
 
 from fm_diffusers.pipeline import FlowMatchingPipeline
-from fm_diffusers.pipelines.cards import steps_shown
+from fm_diffusers.pipelines.cards import named, steps_shown
 from fm_diffusers.scheduler import GaussianFlowScheduler
+from fm_diffusers.training.sheets import contact_sheet
 
 
 def processes(
@@ -27,37 +27,107 @@ def processes(
 ) -> Iterator[tuple[str, int]]:
     """Yield a title and a number of steps, with the pipeline set to the ODE, then to the SDE.
 
-    By default that is 20 and 50 steps, of a flow map 1 and 4.
+    By default that is 20 and 50 steps, of a flow map 1 and 4. There is no SDE of coupled noise.
     """
     ode, sde = steps_shown(pipe.scheduler.config.solver)
-    ode_steps, sde_steps = ode_steps or ode, sde_steps or sde
     for title, coefficient, steps in (
-        (f"ODE, {ode_steps} steps", None, ode_steps),
-        (f"SDE ({diffusion}), {sde_steps} steps", diffusion, sde_steps),
+        ("ODE", None, ode_steps or ode),
+        (f"SDE ({diffusion})", diffusion, sde_steps or sde),
     ):
+        if coefficient is not None and pipe.scheduler.path.coupled:
+            return
         pipe.scheduler = GaussianFlowScheduler.from_config(
             pipe.scheduler.config, diffusion=coefficient
         )
-        yield title, steps
+        yield f"{title}, {steps} step{'s' * (steps > 1)}", steps
+
+
+def column_names(asked: dict[str, Any], id2label: dict[int, str] | None) -> list[str]:
+    """Return what each of some samples is asked for: a prompt, or the name of a class."""
+    values = asked.get("class_labels", asked.get("prompt"))
+    if values is None:
+        return [""] * asked["batch_size"]
+    return [str(value) for value in named(values, id2label)]
+
+
+def sample_parts(
+    pipe: FlowMatchingPipeline,
+    asked: dict[str, Any],
+    rows: int = 4,
+    stochastic: bool = True,
+    ode_steps: int | None = None,
+    sde_steps: int | None = None,
+    diffusion: str = "memoryless",
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, list[Image.Image]]:
+    """Return samples of the ODE and of the SDE, from the same noise, by title.
+
+    Args:
+        pipe: the pipeline, which is left as it was.
+        asked: what a row is asked for: `class_labels`, `prompt` or `batch_size`.
+        rows: of each process.
+        stochastic: whether there is to be the SDE.
+        ode_steps: see `processes`.
+        sde_steps: see `processes`.
+        diffusion: coefficient of the SDE.
+        seed: of the noise.
+        options: of the call.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    parts, configured = {}, pipe.scheduler
+    call = options | {name: rows * of_row for name, of_row in asked.items()}
+    for title, steps in islice(processes(pipe, ode_steps, sde_steps, diffusion), 1 + stochastic):
+        generator = torch.Generator("cpu").manual_seed(seed)
+        drawn: Any = pipe(**call, num_inference_steps=steps, generator=generator)
+        parts[title] = drawn.images
+    pipe.scheduler = configured
+    return parts
 
 
 def sample_grid(
-    pipe: FlowMatchingPipeline, rows: int = 4, stochastic: bool = True, **asked: Any
+    pipe: FlowMatchingPipeline, asked: dict[str, Any], rows: int = 4, **options: Any
 ) -> Image.Image:
-    """Return rows of ODE samples, and below them as many of SDE samples.
+    """Return the samples of `sample_parts` as a picture, with titles and names."""
+    parts = sample_parts(pipe, asked, rows, **options)
+    return contact_sheet(parts, column_names(asked, pipe.config.id2label))
 
-    They are left out if not `stochastic`, or if there is no SDE.
+
+def states(
+    pipe: FlowMatchingPipeline,
+    labels: list[int | str],
+    steps: int,
+    guidance_scale: float = 1.0,
+    seed: int = 0,
+) -> list[list[Image.Image]]:
+    """Return what samples look like before the first step, and after each.
+
+    Raises:
+        ValueError: for a pipeline that does not take classes, or whose states are not pixels.
     """
+    if pipe.takes != "labels" or pipe.vae is not None:
+        raise ValueError(
+            f"the pipeline takes {pipe.takes}{' and has a vae' * (pipe.vae is not None)}, and the "
+            "way to an image is shown of classes in pixels: call it for the images alone, "
+            "FlowMatchingPipeline.from_pretrained(...)(...).images"
+        )
     pipe.set_progress_bar_config(disable=True)
-    stochastic &= not pipe.scheduler.path.coupled
-    images, configured = [], pipe.scheduler
-    for _, steps in islice(processes(pipe), 1 + stochastic):
-        generator = torch.Generator("cpu").manual_seed(0)
-        drawn: Any = pipe(**asked, num_inference_steps=steps, generator=generator)
-        images += drawn.images
-    pipe.scheduler = configured
-    rows *= 1 + stochastic
-    return make_image_grid(images, rows=rows, cols=len(images) // rows)
+    seen = [pipe.prepare_latents(len(labels), torch.Generator().manual_seed(seed), None)]
+
+    def keep(pipe: Any, step: int, timestep: Any, told: dict[str, Any]) -> dict[str, Any]:
+        seen.append(told["latents"])
+        return {}
+
+    pipe(
+        labels,
+        latents=seen[0],
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        generator=torch.Generator().manual_seed(seed + 1),  # of the SDE, not the noise once more
+        callback_on_step_end=keep,
+    )
+    show = pipe.image_processor.postprocess
+    return [show(x.clamp(-1, 1), output_type="pil") for x in seen]
 
 
 def keep_picture(accelerator: Accelerator, folder: str, picture: Image.Image, step: int) -> None:
