@@ -100,7 +100,7 @@ PARTS = {
         2,
     ),
     "flow": Part(
-        "examples/animate.py --flow_map pretrained/mnist-one-step --output {out}/flow.gif",
+        "examples/animate.py --output {out}/flow.gif",
         ("docs/images/flow.gif",),
         "README.md",
         1,
@@ -171,6 +171,14 @@ PARTS = {
         tuple(f"pretrained/mnist-one-step/evaluation.{end}" for end in ("json", "png")),
         "pretrained/mnist-one-step/README.md",
         2,
+    ),
+    "card_of_mean_flow": Part(
+        "examples/evaluate.py --model pretrained/mnist-mean-flow --dataset_name {mnist} "
+        "--test_split test --solvers flow_map predictor_corrector --num_inference_steps 1 4 20 "
+        "--num_likelihood_images 0 --output_dir {out}/card_of_mean_flow --overwrite_output_dir",
+        tuple(f"pretrained/mnist-mean-flow/evaluation.{end}" for end in ("json", "png")),
+        "pretrained/mnist-mean-flow/README.md",
+        3,
     ),
     "loss_by_time": Part(
         "examples/plot_loss_by_time.py --model outputs/mnist-600-steps --dataset_name {mnist} "

@@ -1,10 +1,11 @@
 """Draw noise on its way to digits, as a picture that moves: the ODE, the SDE, and one evaluation.
 
-    python examples/animate.py --model pretrained/mnist --flow_map pretrained/mnist-one-step
+    python examples/animate.py --model pretrained/mnist-mean-flow
 
-loads two pipelines, folders or Hub ids: a trained flow, and its flow map (see
-`train_few_steps.py`). It draws each class from one noise in all rows, and writes `flow.gif`: a row
-of the ODE, a row of the SDE, and, where there is a flow map, a row of its only evaluation.
+loads a pipeline, a folder or a Hub id, draws each class from one noise in all rows, and writes
+`flow.gif`: a row of the ODE, a row of the SDE, and, if the network is a flow map, a row of one
+evaluation. `--flow_map` takes that row from another pipeline, such as the flow map of the first
+that `train_few_steps.py` has trained.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pathlib import Path
 from diffusers.utils import export_to_gif
 from PIL import Image
 
-from fm_diffusers import FlowMatchingPipeline
+from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.training.command_line import parse, plain_errors
 from fm_diffusers.training.pictures import column_names, processes, states
 from fm_diffusers.training.sheets import contact_sheet
@@ -24,31 +25,47 @@ class AnimationArguments:
     """Command line."""
 
     model: str = field(
-        default="pretrained/mnist", metadata={"help": "A saved flow: a folder or a Hub id."}
+        default="pretrained/mnist-mean-flow",
+        metadata={"help": "A saved pipeline: a folder or a Hub id."},
     )
     flow_map: str | None = field(
-        default=None, metadata={"help": "A saved flow map of it: a folder or a Hub id."}
+        default=None, metadata={"help": "A saved flow map, by default the model if it is one."}
     )
     steps: int = field(default=30, metadata={"help": "Of the ODE and of the SDE."})
     diffusion: str = field(default="memoryless", metadata={"help": "Coefficient of the SDE."})
-    guidance_scale: float = field(default=2.0, metadata={"help": "1 is no guidance."})
+    guidance_scale: float = field(default=1.0, metadata={"help": "1 is no guidance."})
     side: int = field(default=56, metadata={"help": "Of a shown image in pixels, at least."})
     seed: int = 0
     output: str = "flow.gif"
 
 
 def rows(args: AnimationArguments) -> tuple[dict[str, list[list[Image.Image]]], list[str]]:
-    """Return the states of each row by title, and the names of the classes."""
+    """Return the states of each row by title, and the names of the classes.
+
+    Raises:
+        ValueError: for a `--flow_map` that is none.
+    """
     pipe = FlowMatchingPipeline.from_pretrained(args.model)
+    one = pipe if args.flow_map is None else FlowMatchingPipeline.from_pretrained(args.flow_map)
+    saved = one.scheduler
+    is_map = saved.config.solver == "flow_map"
+    if args.flow_map is not None and not is_map:
+        raise ValueError(
+            f"--flow_map {args.flow_map} is no flow map, but is saved with the solver "
+            f"{saved.config.solver!r}: train one by train_few_steps.py, or leave the flag away"
+        )
     labels = list(range(min(pipe.num_classes, 10)))
-    names = column_names({"class_labels": labels}, pipe.config.id2label)
     asked = {"labels": labels, "guidance_scale": args.guidance_scale, "seed": args.seed}
+    if pipe.scheduler.config.solver == "flow_map":
+        pipe.scheduler = GaussianFlowScheduler.from_config(
+            pipe.scheduler.config, solver="predictor_corrector"
+        )
     runs = processes(pipe, args.steps, args.steps, args.diffusion)
     found = {title: states(pipe, steps=steps, **asked) for title, steps in runs}
-    if args.flow_map is not None:
-        pipe = FlowMatchingPipeline.from_pretrained(args.flow_map)
-        found["flow map, 1 step"] = states(pipe, steps=1, **asked)
-    return found, names
+    if is_map:
+        one.scheduler = saved
+        found["flow map, 1 step"] = states(one, steps=1, **asked)
+    return found, column_names({"class_labels": labels}, pipe.config.id2label)
 
 
 def main(args: AnimationArguments) -> None:

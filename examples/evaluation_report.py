@@ -17,6 +17,9 @@ FIGURES = {
     "sliced_wasserstein": ("sliced W", ".4f"),
 }
 
+#: From this ratio of the largest to the smallest on, distances are drawn on a logarithmic axis.
+WIDE = 20
+
 
 def line(row: dict[str, Any]) -> str:
     """Return a line of the table."""
@@ -52,7 +55,11 @@ def draw(figures: dict[str, Any], file: Path) -> None:
         axis.set_xticks([], minor=True)
         axis.set(xlabel="evaluations of the network", ylabel=FIGURES[name][0])
         axis.grid(alpha=0.3)
-    axes[0].set_ylim(bottom=0)
+    found = [row[shown[0]] for row in rows] + [real[shown[0]]]
+    if min(found) > 0 and max(found) > WIDE * min(found):
+        axes[0].set_yscale("log")
+    else:
+        axes[0].set_ylim(bottom=0)
     axes[0].legend(fontsize=8)
     figure.savefig(file, dpi=130)
     plt.close(figure)

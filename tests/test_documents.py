@@ -47,6 +47,7 @@ def save_map(folder):
 def needs_mnist():
     save("pretrained/mnist")
     save_map("pretrained/mnist-one-step")
+    save_map("pretrained/mnist-mean-flow")
     return {}
 
 

@@ -1,0 +1,13 @@
+"""Stands for a class of the package fm_diffusers, which must be installed."""
+
+from importlib import import_module
+
+try:
+    FlowMapUNet2DModel = import_module("fm_diffusers.flow_map_networks").FlowMapUNet2DModel
+except ModuleNotFoundError as error:
+    if error.name != "fm_diffusers":
+        raise
+    raise ImportError(
+        "This model needs the package fm_diffusers, which is not installed: install it by\n"
+        'pip install "fm_diffusers @ git+https://github.com/fm-diffusers/fm_diffusers"'
+    ) from None
