@@ -6,7 +6,8 @@ samples that ended elsewhere decide, and the median over the samples of their ow
 errors, which they do not.
 
 **As a distribution.** `Judge` gives the Fréchet distance to real images and the share of samples
-with the right label, by the classifier of `fm_diffusers.evaluation`.
+with the right label, by the classifier of `fm_diffusers.evaluation`. The images are of the split
+that networks are trained on, and not among those that the classifier was trained on.
 """
 
 from pathlib import Path
@@ -70,6 +71,6 @@ class Judge:
             self.classifier.accuracy(features, labels),
         )
 
-    def floor(self) -> float:
-        """Return the Fréchet distance of further real images to the real images."""
-        return self(*self.further)[0]
+    def floor(self, count: int) -> float:
+        """Return the Fréchet distance of so many further real images."""
+        return self(*(real[:count] for real in self.further))[0]

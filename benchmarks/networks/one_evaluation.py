@@ -125,8 +125,8 @@ def measure(args: Arguments, judge: Judge, guidance: float) -> Iterator[dict[str
                 yield key | {"method": name, "evaluations": steps} | figures
 
 
-def table(rows: list[dict], evaluations: list[int], floor: float) -> str:
-    """Return the table of one guidance scale."""
+def table(rows: list[dict], evaluations: list[int], floor: str) -> str:
+    """Return the table of one guidance scale; `floor` says how far real images are."""
     lines = ["| method | " + " | ".join(f"{n}" for n in evaluations) + " |"]
     lines += ["|---" * (1 + len(evaluations)) + "|"]
     whole = mean(row["frechet"] for row in rows if row["method"] == "converged")
@@ -145,8 +145,8 @@ def table(rows: list[dict], evaluations: list[int], floor: float) -> str:
     guidance, steps = rows[0]["guidance"], next(r["evaluations"] for r in rows)
     return (
         f"## Guidance {guidance:g}\n\nThe teacher's converged samples ({steps} steps) have a "
-        f"Fréchet distance of {whole:.3f}, further real images one of {floor:.3f}. Each cell is "
-        "the Fréchet distance, its ratio to the converged one, and the median distance to the "
+        f"Fréchet distance of {whole:.3f} to images of the training, {floor}. Each cell is the "
+        "Fréchet distance, its ratio to the converged one, and the median distance to the "
         "converged sample of the same noise (root mean square of pixels from -1 to 1), by the "
         "number of steps.\n\n" + "\n".join(lines) + "\n"
     )
@@ -173,6 +173,8 @@ def main(args: Arguments) -> None:
     judge = Judge(args.dataset_name, folder / "cache" / f"{Path(args.dataset_name).name}.pt")
     plain = {1.0} if args.straight is not None or not args.maps else set()
     scales = sorted(plain | {learned_guidance(load(one)) for one in args.maps})
+    count = min(args.num_samples, len(judge.further[0]))
+    floor = f"{count} further ones one of {judge.floor(count):.3f}"
     rows, parts = [], []
     for guidance in scales:
         own = []
@@ -180,7 +182,7 @@ def main(args: Arguments) -> None:
             print(row, flush=True)
             own.append(row)
         rows += own
-        parts.append(table(own, args.evaluations, judge.floor()))
+        parts.append(table(own, args.evaluations, floor))
         with (folder / f"{args.name}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, FIELDS)
             writer.writeheader()

@@ -192,8 +192,7 @@ def main(args: QualityArguments) -> None:
         path.write_text(",".join(FIELDS) + "\n")
     judge = Judge(args.dataset_name, path.parent / "cache" / "classifier.pt")
     measure(args, data, judge, path)
-    floor = judge(*(real[: args.num_samples] for real in judge.further))[0]
-    write_report(args, path, floor)
+    write_report(args, path, judge.floor(args.num_samples))
 
 
 if __name__ == "__main__":
