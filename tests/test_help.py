@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fm_diffusers.training.arguments import TrainingArguments
+from fm_diffusers.training.command_line import parse
 from fm_diffusers.training.helping import Parser
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -39,3 +41,16 @@ def test_every_flag_is_explained_in_one_group(parser):
         f"--{name} " in shown or f"--{name}\n" in shown for name in grouped if name != "help"
     )
     assert "This script:" in shown
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--max_train_stepz", "5"], "'--max_train_stepz' is no flag.* mean --max_train_steps?"),
+        (["--seed=3", "--max-train-stepz=5"], "is no flag.* mean --max-train-steps?"),
+        (["--seed", "3", "4"], "'4' is no flag of this script, and no value of one"),
+    ],
+)
+def test_a_misspelt_flag_is_told_with_the_nearest(words, said):
+    with pytest.raises(ValueError, match=said):
+        parse(TrainingArguments, words)

@@ -14,6 +14,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,8 +48,8 @@ def parse(arguments: type[Arguments], command_line: list[str] | None = None) -> 
         command_line: words; by default those of this process.
 
     Raises:
-        ValueError: if the file has a name that is no argument of the script, or values do not
-            agree.
+        ValueError: if a flag or a name of the file is no argument of the script, or values do
+            not agree.
 
     Example:
         >>> from fm_diffusers.training.arguments import TrainingArguments
@@ -67,7 +68,17 @@ def parse(arguments: type[Arguments], command_line: list[str] | None = None) -> 
     parser = Parser(arguments)
     parser.add_argument("--config", help="YAML file with these names; flags win over it.")
     parser.add_argument("--debug", action="store_true", help="Show the traceback of every error.")
-    return parser.parse_args_into_dataclasses(words)[0]
+    parsed, *_, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(no_flag(unknown[0], sorted(parser._option_string_actions)))
+    return parsed
+
+
+def no_flag(word: str, known: list[str]) -> str:
+    """Return what is said of a word of a command line that is no flag."""
+    close = get_close_matches(word.split("=")[0], known, n=1)
+    meant = f": did you mean {close[0]}?" if close else "."
+    return f"{word!r} is no flag of this script, and no value of one{meant} --help lists the flags"
 
 
 def read_config(file: str, names: list[str]) -> dict[str, Any]:
