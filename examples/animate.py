@@ -16,7 +16,7 @@ from PIL import Image
 
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.training.command_line import parse, plain_errors
-from fm_diffusers.training.pictures import column_names, processes, states
+from fm_diffusers.training.pictures import GUIDANCE, column_names, processes, states
 from fm_diffusers.training.sheets import contact_sheet
 
 
@@ -33,7 +33,7 @@ class AnimationArguments:
     )
     steps: int = field(default=30, metadata={"help": "Of the ODE and of the SDE."})
     diffusion: str = field(default="memoryless", metadata={"help": "Coefficient of the SDE."})
-    guidance_scale: float = field(default=1.0, metadata={"help": "1 is no guidance."})
+    guidance_scale: float | None = field(default=None, metadata=GUIDANCE)
     side: int = field(default=56, metadata={"help": "Of a shown image in pixels, at least."})
     seed: int = 0
     output: str = "flow.gif"

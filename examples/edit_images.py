@@ -19,6 +19,7 @@ from fm_diffusers import DIFFUSIONS, FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.training.command_line import parse, plain_errors
 from fm_diffusers.training.data import load_images
 from fm_diffusers.training.folders import of_results
+from fm_diffusers.training.pictures import GUIDANCE
 from fm_diffusers.training.sheets import contact_sheet
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
@@ -48,7 +49,7 @@ class EditingArguments:
         default_factory=lambda: [0, 1, 2, 3], metadata={"help": "Which images of the split."}
     )
     num_inference_steps: int = 50
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = field(default=None, metadata=GUIDANCE)
     diffusion: str | None = field(
         default=None, metadata={"choices": DIFFUSIONS, "help": "Changes as an SDE, or the ODE."}
     )

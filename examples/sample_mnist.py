@@ -14,7 +14,7 @@ from PIL import Image
 from fm_diffusers import DIFFUSIONS, FlowMatchingPipeline
 from fm_diffusers.training.command_line import parse, plain_errors
 from fm_diffusers.training.folders import of_results
-from fm_diffusers.training.pictures import processes, sample_grid, states
+from fm_diffusers.training.pictures import GUIDANCE, processes, sample_grid, states
 from fm_diffusers.training.plugins import PLUGINS, load_plugins
 from fm_diffusers.training.sheets import contact_sheet
 
@@ -34,7 +34,7 @@ class SamplingArguments:
     diffusion: str = field(
         default="memoryless", metadata={"choices": DIFFUSIONS, "help": "Coefficient of the SDE."}
     )
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = field(default=None, metadata=GUIDANCE)
     seed: int = 0
     plugins: list[str] = field(default_factory=list, metadata=PLUGINS)
 

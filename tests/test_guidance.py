@@ -255,8 +255,11 @@ def test_a_guider_needs_what_it_compares_with(kind):
 
 
 def test_two_guidances_at_once_are_refused():
-    with pytest.raises(ValueError, match=r"guidance_scale=2.0 .* beside the guider Classifier"):
-        draw(make_pipe(), 0, guidance_scale=2.0, guider=make_guider("ClassifierFreeGuidance"))
+    for scale in (1.0, 2.0):
+        with pytest.raises(ValueError, match=f"guidance_scale={scale} .* beside the guider Class"):
+            draw(
+                make_pipe(), 0, guidance_scale=scale, guider=make_guider("ClassifierFreeGuidance")
+            )
 
 
 def test_a_guider_works_with_a_scheduler_of_diffusers():

@@ -134,7 +134,7 @@ class FlowMatchingPipeline(Operations):
         batch_size: int | None = None,
         num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         generator: Generators | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
@@ -164,7 +164,8 @@ class FlowMatchingPipeline(Operations):
             batch_size: number of images where there are no labels and no prompts; by default 1.
             num_inference_steps: number of steps from noise to data, by default 50.
             timesteps: where the steps start instead, descending from `num_train_timesteps`.
-            guidance_scale: w of `uncond + w (cond - uncond)`; 1 is no guidance.
+            guidance_scale: w of `uncond + w (cond - uncond)`; 1, the default, is no guidance. The
+                network of a flow map that has learned a scale takes that one alone, by default.
             generator: of all noise, that of an SDE included; or a list, one for each image, which
                 then does not depend on its batch.
             latents: samples at the first timestep, shape `(batch, channels, height, width)`.
@@ -236,7 +237,7 @@ class FlowMatchingPipeline(Operations):
             if pixels is not None:
                 edit = editing.begun(own, pixels, latents, asked.repeats)
                 latents = edit.start(scheduler)
-            guidance = guidance_of(asked.guider or asked.guidance_scale, scheduler)
+            guidance = guidance_of(asked.guider or asked.scale, scheduler)
             looked_at = (callback_on_step_end, seen, edit)
             latents = denoise(own, latents, condition, guidance, generator, *looked_at)
         images = latents if output_type == "latent" else self.decode_latents(latents)

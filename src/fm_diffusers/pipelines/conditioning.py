@@ -107,7 +107,7 @@ class Conditioning:
         null = asked.negative_prompt_embeds if text else self.null_label
         check_learned(self.network, asked)
         if self.guides(asked) and (items is None or null is None and self.text_encoder is None):
-            guider = f"guidance_scale={asked.guidance_scale}"
+            guider = f"guidance_scale={asked.scale}"
             if asked.guider is not None:
                 guider = f"{type(asked.guider).__name__} of {asked.guider.guidance_scale}"
             raise ValueError(f"{guider} needs {takes.guidance}; 1 is no guidance")

@@ -172,7 +172,7 @@ class Asked:
     negative_prompt: str | list[str] | None = None
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = None
     guider: BaseGuidance | None = None
 
     def __post_init__(self) -> None:
@@ -180,12 +180,12 @@ class Asked:
         for name, take in OPTIONAL.items():
             if (value := getattr(self, name)) is not None:
                 kept[name] = take(name, value)
-        kept["guidance_scale"] = arguments.number(
-            "guidance_scale", self.guidance_scale, "1 is no guidance"
-        )
+        if self.guidance_scale is not None:
+            scale = arguments.number("guidance_scale", self.guidance_scale, "1 is no guidance")
+            kept["guidance_scale"] = scale
         for name, value in kept.items():
             object.__setattr__(self, name, value)
-        if self.guider is not None and kept["guidance_scale"] != 1:
+        if self.guider is not None and self.guidance_scale is not None:
             name = type(self.guider).__name__
             raise ValueError(
                 f"guidance_scale={self.guidance_scale} was given beside the guider {name}, which "
@@ -215,9 +215,14 @@ class Asked:
         return (self.batch_size or 1) if self.items is None else len(self.items) * self.repeats
 
     @property
+    def scale(self) -> float:
+        """The scale of classifier-free guidance, by default 1, which is none."""
+        return 1.0 if self.guidance_scale is None else self.guidance_scale
+
+    @property
     def guided(self) -> bool:
         """Whether the network is told the condition of nothing, too."""
-        return self.guidance_scale != 1 if self.guider is None else leads_away(self.guider)
+        return self.scale != 1 if self.guider is None else leads_away(self.guider)
 
     @property
     def given(self) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def as_scale(asked: Any, use: str) -> float:
     """Return the scale of classifier-free guidance of what a call asks for, at every time alike.
 
     Args:
-        asked: with its `guidance_scale` and its `guider`.
+        asked: with its `scale` and its `guider`.
         use: what it is for.
 
     Raises:
@@ -127,7 +127,7 @@ def as_scale(asked: Any, use: str) -> float:
     """
     guider = asked.guider
     if guider is None or not is_enabled(guider):
-        return asked.guidance_scale
+        return asked.scale
     plain = type(guider).__name__ == "ClassifierFreeGuidance" and not guider.guidance_rescale
     if not plain or not acts_always(guider):
         raise ValueError(

@@ -224,7 +224,7 @@ class Operations(Encoding):
             def run(x: Tensor, back: bool) -> Tensor:
                 scheduler.set_timesteps(n, device=x.device)
                 x = x * scheduler.reverse_timesteps() if back else x
-                guidance = guidance_of(asked.guider or asked.guidance_scale, scheduler)
+                guidance = guidance_of(asked.guider or asked.scale, scheduler)
                 return denoise(own, x, condition, guidance)
 
             yield x, partial(run, back=False), partial(run, back=True)

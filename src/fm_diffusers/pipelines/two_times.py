@@ -25,12 +25,12 @@ def check_learned(network: nn.Module, asked: Any) -> None:
             "would guide it once more: set pipe.guider to None, or leave out the guider"
         )
     scale, many = asked.guidance_scale, isinstance(learned, list | tuple)
-    if isinstance(learned, list | tuple) and not learned[0] <= scale <= learned[1]:
+    if isinstance(learned, list | tuple) and not learned[0] <= asked.scale <= learned[1]:
         raise ValueError(
-            f"guidance_scale={scale} is not among those that the network has learned, which go "
-            f"from {learned[0]} to {learned[1]}: choose one of these"
+            f"guidance_scale={asked.scale} is not among those that the network has learned, which "
+            f"go from {learned[0]} to {learned[1]}: choose one of these"
         )
-    if not many and scale not in (1, learned):
+    if not many and scale not in (None, learned):
         raise ValueError(
             f"guidance_scale={scale} is not the one that the network has learned, {learned}: "
             "leave it out"

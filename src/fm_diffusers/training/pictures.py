@@ -18,6 +18,9 @@ from fm_diffusers.pipelines.cards import named, steps_shown
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.training.sheets import contact_sheet
 
+#: Of the flag `--guidance_scale` of scripts that draw.
+GUIDANCE = {"help": "1 is no guidance. By default 1, or the one that a flow map has learned."}
+
 
 def processes(
     pipe: FlowMatchingPipeline,
@@ -97,7 +100,7 @@ def states(
     pipe: FlowMatchingPipeline,
     labels: list[int | str],
     steps: int,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | None = None,
     seed: int = 0,
 ) -> list[list[Image.Image]]:
     """Return what samples look like before the first step, and after each.
