@@ -356,3 +356,25 @@ def test_what_cannot_be_edited_is_refused(case):
     kwargs, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         make_pipe()(**{"class_labels": 0, "num_inference_steps": STEPS} | kwargs)
+
+
+@pytest.mark.parametrize("kind, made_for", [("labels", "8 x 8"), ("latent", "16 x 16")])
+def test_a_picture_of_another_size_gives_a_warning(kind, made_for, recwarn):
+    make, channels, side, asked = KINDS[kind]
+    pipe = make()
+    draws, loose = {"num_inference_steps": 2, **asked}, {"tolerance": 1.0}
+    for given in (pictures(channels, side), pictures(channels, 2 * side)):
+        height, width = given.shape[1:3]
+        recwarn.clear()
+        pipe(image=given, strength=0.5, height=height, width=width, **draws)
+        assert not recwarn.list
+        for call in (
+            lambda given=given: pipe(image=given, strength=0.5, **draws),
+            lambda given=given: pipe.invert(given, **loose, **draws),
+            lambda given=given: pipe.log_likelihood(given, num_probes=1, **draws),
+        ):
+            recwarn.clear()
+            call()
+            said = [str(each.message) for each in recwarn.list]
+            told = f"has {2 * side} x {2 * side} pixels, and the network was made for {made_for}"
+            assert [told in text for text in said] == [True] * (height != side)

@@ -34,7 +34,7 @@ from fm_diffusers.pipelines.denoising import alone, denoise
 from fm_diffusers.pipelines.editing import Editing
 from fm_diffusers.pipelines.guidance import guidance_of
 from fm_diffusers.pipelines.labels import by_number
-from fm_diffusers.pipelines.networks import check_components
+from fm_diffusers.pipelines.networks import check_components, warn_of_size
 from fm_diffusers.pipelines.operations import Operations
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.scheduling.noise import Generators
@@ -225,7 +225,7 @@ class FlowMatchingPipeline(Operations):
         self.check_inputs(asked, output_type, return_dict)
         seen = inputs_of(callback_on_step_end, callback_on_step_end_tensor_inputs, self)
         steps = steps_of(self.scheduler, num_inference_steps, timesteps, sigmas)
-        pixels = editing.pixels(self.canvas.channels, height, width)
+        pixels, asked_size = editing.pixels(self.canvas.channels, height, width), height or width
         if pixels is not None:
             asked, (height, width) = asked.for_images(len(pixels)), pixels.shape[2:]
         condition = self.encode_condition(asked)
@@ -235,6 +235,8 @@ class FlowMatchingPipeline(Operations):
             latents = own.prepare_latents(asked.count, generator, latents, height, width)
             edit = None
             if pixels is not None:
+                if not asked_size:
+                    warn_of_size(self.network, latents.shape[2:], self.vae_scale_factor)
                 edit = editing.begun(own, pixels, latents, asked.repeats)
                 latents = edit.start(scheduler)
             guidance = guidance_of(asked.guider or asked.scale, scheduler)

@@ -21,7 +21,7 @@ from fm_diffusers.pipelines.caching import check_exact
 from fm_diffusers.pipelines.conditions import Asked
 from fm_diffusers.pipelines.guidance import as_scale
 from fm_diffusers.pipelines.images import as_bytes, as_pixels
-from fm_diffusers.pipelines.networks import check_size
+from fm_diffusers.pipelines.networks import check_size, warn_of_size
 from fm_diffusers.scheduler import GaussianFlowScheduler
 
 
@@ -69,6 +69,7 @@ def density(
     with torch.no_grad():
         x = pipe.canvas.encode(pixels).to(pipe._execution_device)
     check_size(pipe.network, x.shape[2:], pipe.vae_scale_factor)
+    warn_of_size(pipe.network, x.shape[2:], pipe.vae_scale_factor)
     x = x.double() if x.device.type == "cpu" else x
     given = asked(len(x) // (repeats or 1), repeats or 1)
     field, model = field_of(pipe, given)

@@ -1,6 +1,7 @@
 """What a pipeline asks of its components: how a network is called, and what it can be told."""
 
 import inspect
+import warnings
 from typing import Any, NamedTuple
 
 from diffusers import DiTTransformer2DModel, UNet2DModel
@@ -141,6 +142,25 @@ def check_size(network: nn.Module, size: tuple[int, ...], factor: int) -> None:
                 f"a transformer takes square images, samples of a multiple of {patch}: got "
                 f"{tuple(size)}"
             )
+
+
+def warn_of_size(network: nn.Module, size: tuple[int, ...], factor: int) -> None:
+    """Warn of images of another height and width than a network was made for.
+
+    Args:
+        network: whose configuration may have a `sample_size`, of samples.
+        size: height and width of the images, as samples.
+        factor: pixels of an image for each of a sample, along a side.
+    """
+    own = unwrap_module(network).config.get("sample_size")
+    sides = (own, own) if isinstance(own, int) else own
+    if sides is not None and tuple(size) != tuple(sides):
+        found, known = (" x ".join(str(factor * side) for side in each) for each in (size, sides))
+        warnings.warn(
+            f"the image has {found} pixels, and the network was made for {known}: it is taken as "
+            "it is, but what comes out may be of little use. Resize it first",
+            stacklevel=2,
+        )
 
 
 def check_components(pipe: Any) -> None:

@@ -22,7 +22,7 @@ from fm_diffusers.pipelines.encoding import Encoding
 from fm_diffusers.pipelines.guidance import guidance_of
 from fm_diffusers.pipelines.images import as_pixels
 from fm_diffusers.pipelines.inversion import InversionOutput, between, solved
-from fm_diffusers.pipelines.networks import check_size
+from fm_diffusers.pipelines.networks import check_size, warn_of_size
 from fm_diffusers.pipelines.outputs import shown
 from fm_diffusers.scheduler import GaussianFlowScheduler
 from fm_diffusers.scheduling.checks import check_steps
@@ -211,6 +211,7 @@ class Operations(Encoding):
         self._check_scheduler("inverse")
         x = self.canvas.encode(as_pixels("image", image, self.canvas.channels))
         check_size(self.network, x.shape[2:], self.vae_scale_factor)
+        warn_of_size(self.network, x.shape[2:], self.vae_scale_factor)
         x = x.to(self._execution_device)
         if tolerance is not None and x.device.type == "cpu":
             x = x.double()  # float32 rounds a state too coarsely to solve for it
