@@ -33,6 +33,20 @@ def test_the_frechet_distance_is_that_of_two_gaussians():
     assert frechet_distance(real, samples) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "samples, said",
+    [
+        (normal(20, 5), r"\(20, 6\) and \(20, 5\)"),
+        (normal(1, 6), "at least two samples each"),
+        (normal(6), "must have the shapes"),
+        (normal(20, 6) / 0, "samples holds features that are not finite"),
+    ],
+)
+def test_features_without_a_distance_are_refused(samples, said):
+    with pytest.raises(ValueError, match=said):
+        frechet_distance(normal(20, 6), samples)
+
+
 def test_moved_and_scaled_features_are_as_far_as_they_were_taken():
     real = normal(100, 5)
     real -= real.mean(0)

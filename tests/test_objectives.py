@@ -87,6 +87,12 @@ def test_losses_of_half_precision_outputs_are_float32():
     assert loss.dtype == torch.float32
 
 
+@pytest.mark.parametrize("times", [1000 * T, T - 1, T * float("nan")])
+def test_times_outside_of_the_path_are_refused(times):
+    with pytest.raises(ValueError, match=r"times must lie in \[0, 1\].* 1 - timestep/1000"):
+        flow_matching_loss(OUTPUT, Linear(), Z, EPS, times)
+
+
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match=r"one shape \(batch, ...\) and t the shape \(batch,\)"):
         flow_matching_loss(OUTPUT, Linear(), Z, EPS, T[:, None])

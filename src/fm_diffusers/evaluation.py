@@ -122,6 +122,9 @@ def train_classifier(
 def frechet_distance(real: Tensor, samples: Tensor) -> float:
     """Return the Fréchet distance between features, each of shape `(n, num_features)`.
 
+    Raises:
+        ValueError: for features of different lengths, of fewer than two samples, or not finite.
+
     Example:
         >>> real = torch.randn(100, 4).double()
         >>> round(frechet_distance(real, real + 3), 6)  # four times 3^2
@@ -129,6 +132,17 @@ def frechet_distance(real: Tensor, samples: Tensor) -> float:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
+    if real.ndim != 2 or real.shape[1:] != samples.shape[1:] or min(len(real), len(samples)) < 2:
+        raise ValueError(
+            "features must have the shapes (n, num_features) and (m, num_features) with at least "
+            f"two samples each, got {tuple(real.shape)} and {tuple(samples.shape)}"
+        )
+    for name, features in (("real", real), ("samples", samples)):
+        if not features.isfinite().all():
+            raise ValueError(
+                f"{name} holds features that are not finite: the distance is that of numbers, so "
+                "look for what diverged"
+            )
     as_they_are: Any = nn.Identity()
     as_they_are.num_features = real.shape[1]
     metric = FrechetInceptionDistance(feature=as_they_are, normalize=True).set_dtype(torch.double)

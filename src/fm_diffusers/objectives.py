@@ -62,12 +62,18 @@ def prediction_loss(
         Losses of shape `(batch,)`, in float32 or better. Take their mean to train.
 
     Raises:
-        ValueError: if shapes do not agree or a name is unknown.
+        ValueError: if shapes do not agree, a name is unknown, or times on the CPU lie outside of
+            [0, 1]; on an accelerator the check would wait for it.
     """
     if not output.shape == z.shape == eps.shape or t.shape != z.shape[:1]:
         raise ValueError(
             "output, z and eps must have one shape (batch, ...) and t the shape (batch,), got "
             f"{tuple(output.shape)}, {tuple(z.shape)}, {tuple(eps.shape)} and {tuple(t.shape)}"
+        )
+    if t.device.type == "cpu" and not ((t >= 0) & (t <= 1)).all():
+        raise ValueError(
+            f"times must lie in [0, 1], 0 is noise and 1 is data, got {t.min():g} to {t.max():g}: "
+            "the time of a timestep of diffusers is 1 - timestep/1000"
         )
     kind = prediction if on is None else on
     output = output.to(torch.promote_types(output.dtype, torch.float32))
