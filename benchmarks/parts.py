@@ -100,7 +100,7 @@ PARTS = {
         2,
     ),
     "flow": Part(
-        "examples/animate.py --output {out}/flow.gif",
+        "examples/animate.py --seed 6 --output {out}/flow.gif",
         ("docs/images/flow.gif",),
         "README.md",
         1,
@@ -135,7 +135,7 @@ PARTS = {
     "swap_flow": Part(
         "examples/swap_scheduler.py --model outputs/mnist-euler --trust_remote_code true "
         '--call_kwargs \'{{"class_labels": [3, 7, 8, 2], "guidance_scale": 2}}\' '
-        "--num_inference_steps 5 10 50 --output {out}/swap_flow.png",
+        "--num_inference_steps 4 10 50 --output {out}/swap_flow.png",
         ("docs/images/swap_flow.png",),
         "README.md",
         0.3,

@@ -16,16 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from transformers import HfArgumentParser
+from PIL import Image
 
 from fm_diffusers import GaussianFlowScheduler
+from fm_diffusers.training.command_line import parse, plain_errors
+from fm_diffusers.training.sheets import contact_sheet
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+#: Sides of shown pictures, in pixels: larger ones are reduced.
+LARGEST = 256
 
 
 @dataclass
@@ -36,14 +37,22 @@ class SwapArguments:
     call_kwargs: str = field(
         default="{}", metadata={"help": "JSON, what the pipeline is called with, as its prompt."}
     )
-    num_inference_steps: list[int] = field(default_factory=lambda: [10, 20, 50])
+    num_inference_steps: list[int] = field(
+        default_factory=lambda: [10, 20, 50], metadata={"help": "A group of columns for each."}
+    )
     solver: str = "predictor_corrector"
     diffusion: list[str] = field(
         default_factory=lambda: ["none", "memoryless"],
         metadata={"help": "Coefficients of the SDE, or none for the ODE; a row for each."},
     )
-    dtype: str = "float32"
-    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    dtype: str = field(
+        default="float32",
+        metadata={"choices": ["float32", "float16", "bfloat16"], "help": "Of the networks."},
+    )
+    device: str = field(
+        default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu",
+        metadata={"help": "Where the pipeline runs, cpu or cuda."},
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "For pipelines that bring their code, ours among them."}
     )
@@ -65,8 +74,10 @@ def rows(pipe: DiffusionPipeline, args: SwapArguments) -> Iterator[tuple[str, Di
         yield f"after: {args.solver}, {name}", pipe
 
 
-def draw(pipe: DiffusionPipeline, steps: int, kwargs: dict[str, Any], seed: int) -> np.ndarray:
-    """Return the first pictures of a call, `(height, pictures * width, channels)`, in [0, 1]."""
+def draw(
+    pipe: DiffusionPipeline, steps: int, kwargs: dict[str, Any], seed: int
+) -> list[Image.Image]:
+    """Return the first four pictures of a call, the first of a video's frames."""
     if isinstance(pipe.scheduler, GaussianFlowScheduler):
         # most flow pipelines hand no generator to `step`
         pipe.scheduler.set_generator(torch.Generator().manual_seed(seed))
@@ -75,37 +86,46 @@ def draw(pipe: DiffusionPipeline, steps: int, kwargs: dict[str, Any], seed: int)
     output = pipe(
         num_inference_steps=steps, **kwargs, **{k: options[k] for k in options if k in known}
     )
-    images = output.images if "images" in output else output.frames[0]
-    return np.concatenate(list(np.asarray(images)[:4]), axis=1).clip(0, 1)
+    arrays = output.images if "images" in output else output.frames[0]
+    bytes_of = [np.rint(255 * x.clip(0, 1)).astype(np.uint8) for x in np.asarray(arrays)[:4]]
+    pictures = [Image.fromarray(x.squeeze(-1) if x.shape[-1] == 1 else x) for x in bytes_of]
+    for picture in pictures:
+        picture.thumbnail((LARGEST, LARGEST))  # where it is larger
+    return pictures
+
+
+def arguments_of(call: str) -> dict[str, Any]:
+    """Return the arguments of a call that are written in JSON."""
+    try:
+        kwargs = json.loads(call)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--call_kwargs {call!r} is no JSON: {error}") from error
+    if not isinstance(kwargs, dict):
+        raise ValueError(
+            f"--call_kwargs {call!r} is no object: write names and values, "
+            '{"prompt": "a lighthouse"} for example'
+        )
+    return kwargs
 
 
 def main(args: SwapArguments) -> None:
     """Draw, and say where the picture is."""
+    kwargs, steps = arguments_of(args.call_kwargs), args.num_inference_steps
     pipe = DiffusionPipeline.from_pretrained(
         args.model,
         torch_dtype=getattr(torch, args.dtype),
         trust_remote_code=args.trust_remote_code,
     )
     pipe.to(args.device).set_progress_bar_config(disable=True)
-    kwargs, steps = json.loads(args.call_kwargs), args.num_inference_steps
-    pictures = [
-        (title, [draw(swapped, n, kwargs, args.seed) for n in steps])
-        for title, swapped in rows(pipe, args)
-    ]
-    height, width = pictures[0][1][0].shape[:2]
-    size = (1.4 * len(steps) * width / height, 1.9 * len(pictures))
-    figure, axes = plt.subplots(
-        len(pictures), len(steps), figsize=size, squeeze=False, layout="constrained"
-    )
-    for line, (title, images) in zip(axes, pictures, strict=True):
-        line[0].set_title(title, loc="left", fontsize=9)
-        for axis, image, n in zip(line, images, steps, strict=True):
-            axis.imshow(image, cmap="gray", vmin=0, vmax=1)
-            axis.set_xticks([]), axis.set_yticks([])
-            axis.set_xlabel(f"{n} steps")
-    figure.savefig(args.output, dpi=130)
+    parts: dict[str, list[Image.Image]] = {}
+    for title, swapped in rows(pipe, args):
+        drawn = [draw(swapped, n, kwargs, args.seed) for n in steps]
+        parts[title] = [picture for of_steps in drawn for picture in of_steps]
+    names = [f"{n} steps" for n, of_steps in zip(steps, drawn, strict=True) for _ in of_steps]
+    contact_sheet(parts, names).save(args.output)
     print(f"wrote {Path(args.output)}")
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(SwapArguments).parse_args_into_dataclasses()[0])
+    with plain_errors():
+        main(parse(SwapArguments))
