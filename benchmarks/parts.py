@@ -57,7 +57,6 @@ NEEDS = {
     "outputs/digits-mean-flow": f"{MAP} --model outputs/digits --guidance_scale 2 "
     "--num_trajectories 4000 --max_train_steps 2000 --objective mean_flow",
     "outputs/mean-flow-mnist": f"{MNIST_MEAN_FLOW} --max_train_steps 8000",
-    "outputs/mean-flow-mnist-long": f"{MNIST_MEAN_FLOW} --max_train_steps 20000",
     "outputs/unet": f"{DIGITS} --block_out_channels 16 32",
     "outputs/dit": f"{DIGITS} --backbone transformer --attention_head_dim 16",
     "outputs/mnist-euler": '-c "import diffusers, fm_diffusers, sys; '
@@ -196,14 +195,14 @@ PARTS = {
     ),
     "one_evaluation_mnist": Part(
         "-m benchmarks.networks.one_evaluation --teacher pretrained/mnist "
-        "--maps outputs/mean-flow-mnist-long pretrained/mnist-one-step "
+        "--maps pretrained/mnist-mean-flow pretrained/mnist-one-step "
         "--straight outputs/mnist-straight --dataset_name {mnist} --converged_steps 24 "
         "--calibration_samples 96 --num_samples 500 --picture --name one_evaluation_mnist "
         "--output_dir {out}",
         (*tables("one_evaluation_mnist"), "docs/images/one_evaluation_mnist.png"),
         "docs/few_evaluations.md",
-        60,
-        ("outputs/mean-flow-mnist-long", "outputs/mnist-straight"),
+        20,
+        ("outputs/mnist-straight",),
     ),
     "one_evaluation_digits": Part(
         "-m benchmarks.networks.one_evaluation --teacher outputs/digits "
@@ -226,13 +225,13 @@ PARTS = {
     ),
     "mean_flow_mnist": Part(
         "-m benchmarks.networks.one_evaluation --teacher pretrained/mnist "
-        "--maps outputs/mean-flow-mnist outputs/mean-flow-mnist-long --dataset_name {mnist} "
+        "--maps outputs/mean-flow-mnist pretrained/mnist-mean-flow --dataset_name {mnist} "
         "--converged_steps 24 --calibration_samples 0 --num_samples 500 --name mean_flow_mnist "
         "--output_dir {out}",
         tables("mean_flow_mnist"),
         "docs/few_evaluations.md",
-        60,
-        ("outputs/mean-flow-mnist", "outputs/mean-flow-mnist-long"),
+        30,
+        ("outputs/mean-flow-mnist",),
     ),
     "mean_flow_of_teacher_digits": Part(
         "-m benchmarks.networks.one_evaluation --teacher outputs/digits "
