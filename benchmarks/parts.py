@@ -157,8 +157,8 @@ PARTS = {
     ),
     "card": Part(
         "examples/evaluate.py --model pretrained/mnist --dataset_name {mnist} --test_split test "
-        "--num_inference_steps 4 10 20 --num_likelihood_images 0 --output_dir {out}/card "
-        "--overwrite_output_dir",
+        "--guidance_scales 1 2 --num_inference_steps 4 10 20 --num_likelihood_images 0 "
+        "--output_dir {out}/card --overwrite_output_dir",
         ("pretrained/mnist/evaluation.json", "pretrained/mnist/evaluation.png"),
         "pretrained/mnist/README.md",
         4,

@@ -2,10 +2,12 @@
 
 import csv
 import importlib
+import json
 import re
 import shlex
 import sys
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -156,23 +158,32 @@ def test_the_biases_of_the_page_are_the_measured_ones(sampler, key):
             assert round(100 * float(row[f"std {width}"]), digits) == pytest.approx(float(shown))
 
 
-def test_the_readme_quotes_the_flow_map_as_measured():
-    text, found = " ".join(read("README.md").split()), rows("one_evaluation_mnist")
-    for guidance, said in {
-        1: "{} with one evaluation, {} with four, {} for the plain flow converged, {} for the "
-        "plain flow in one step",
-        2: "{} with one evaluation, {} with four, {} for its converged teacher, {} for the "
-        "teacher in one step",
-    }.items():
-        figures = {}
-        for row in found:
-            if float(row["guidance"]) == guidance:
-                key = row["method"].split(":")[0], int(row["evaluations"])
-                figures.setdefault(key, []).append(float(row["frechet"]))
-        means = {key: f"{fmean(values):.3f}".lstrip("0") for key, values in figures.items()}
-        (converged,) = (mean for (method, _), mean in means.items() if method == "converged")
-        row = means["map", 1], means["map", 4], converged, means["teacher", 1]
-        assert said.format(*row) in text
+def test_the_readme_quotes_the_cards():
+    cards = {
+        name: json.loads(read(f"pretrained/{name}/evaluation.json"))
+        for name in ("mnist", "mnist-mean-flow", "mnist-one-step")
+    }
+
+    def said(name, solver, steps, diffusion=None, guidance=1.0):
+        key = (solver, diffusion, steps, guidance)
+        names = ("solver", "diffusion", "num_inference_steps", "guidance_scale")
+        (row,) = (r for r in cards[name]["rows"] if tuple(r[n] for n in names) == key)
+        return f"{row['frechet_distance']:.3f}".lstrip("0")
+
+    flow, mean_flow = (partial(said, name) for name in ("mnist", "mnist-mean-flow"))
+    ode, sde = ("predictor_corrector", 20), ("predictor_corrector", 20, "memoryless")
+    floors = {f"{card['real']['frechet_distance']:.3f}".lstrip("0") for card in cards.values()}
+    text = " ".join(read("README.md").split())
+    for words in (
+        f"500 other test images have {floors.pop()})",
+        f"the ODE has {flow(*ode)} in 20 steps, the SDE {flow(*sde)}",
+        f"{mean_flow('flow_map', 1)} with one evaluation, {mean_flow('flow_map', 4)} with four, "
+        f"{mean_flow(*ode)} along the ODE, {mean_flow(*sde)} along the SDE",
+        f"{said('mnist-one-step', 'flow_map', 1, guidance=2.0)} with one evaluation, where its "
+        f"teacher has {flow(*ode, guidance=2.0)} in 20 steps",
+    ):
+        assert words in text
+    assert not floors
 
 
 def test_the_sdes_of_a_network_are_as_measured():
