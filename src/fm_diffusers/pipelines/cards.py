@@ -102,7 +102,7 @@ def listed(id2label: Mapping[Any, str] | None, num_classes: int) -> str:
     """
     if not num_classes:
         return ""
-    if not id2label:
+    if not id2label or all(str(number) == name for number, name in id2label.items()):
         return f"Classes have no names, but the numbers from 0 to {num_classes - 1}.\n"
     rows = [f"{number} {name}" for number, name in id2label.items()]
     more = f", and {len(rows) - LISTED} more in `pipe.labels`" if rows[LISTED:] else ""
