@@ -120,24 +120,59 @@ def test_no_line_has_a_bar_which_the_site_would_show_behind_a_backslash():
     assert [code for _, _, code, _ in rows() if "|" in code] == []
 
 
+def measured(model):
+    """Return the rows of the benchmark of a model, by process and feature."""
+    with open(Path(__file__).parents[1] / "benchmarks/results/inference.csv", newline="") as file:
+        found = [row for row in csv.DictReader(file) if row["model"] == model]
+    return {(row["process"], row["feature"]): row for row in found}
+
+
 @pytest.mark.parametrize("model", ["dit", "unet"])
 def test_the_figures_of_the_document_are_those_of_the_table(model):
     from benchmarks.inference.features import FEATURES
 
-    with open(Path(__file__).parents[1] / "benchmarks/results/inference.csv", newline="") as file:
-        measured = [row for row in csv.DictReader(file) if row["model"] == model]
     cells = {code.replace(" ", ""): effect for _, _, code, effect in rows()}
-    found = 0
-    for row in measured:
-        if row["feature"].startswith("fewer") and row["process"] == "ODE":
+    table, missing = measured(model), []
+    plain = table["ODE", "plain"]
+    for (process, feature), row in table.items():
+        if feature.startswith("fewer"):
             assert row["change"] in DOCUMENT
-        line = in_two(FEATURES.get(row["feature"], ("",))[0]).replace(" ", "")
-        effect = cells.get(line, "the same images")
-        if row["process"] == "ODE" and not effect.startswith("the same images"):
+        if process == "SDE" or feature not in FEATURES:
+            continue
+        line = in_two(FEATURES[feature][0]).replace(" ", "")
+        line = line.replace("cache_interval=2", "cache_interval=4")  # share a cell
+        if line not in cells:
+            missing.append(feature)
+            continue
+        effect = cells[line]
+        assert f"{row['seconds']} of {plain['seconds']} s" in effect
+        if float(row["seconds"]) >= float(plain["seconds"]):
+            assert "no faster" in effect or "slower" in effect
+        if row["megabytes"] != plain["megabytes"]:
+            assert f"{row['megabytes']} of {plain['megabytes']} MB" in effect
+        if not effect.startswith("the same images"):
             assert row["change"] in effect
-            assert row["evaluations"] in effect or row["evaluations"] == "40"
-            found += 1
-    assert found >= 4
+        assert row["evaluations"] in effect or row["evaluations"] == "40"
+    assert missing == (["first block, 0.05"] if model == "dit" else [])
+
+
+def test_no_time_of_the_document_is_in_no_table():
+    known = set()
+    for table in map(measured, ("dit", "unet")):
+        plain = table["ODE", "plain"]["seconds"]
+        known |= {f"{row['seconds']} of {plain} s" for row in table.values()}
+    assert {*re.findall(r"[\d.]+ of [\d.]+ s\b", DOCUMENT)} <= known
+
+
+def test_the_figures_of_sdes_and_of_autoencoders_are_those_of_the_table():
+    dit, decoding = measured("dit"), measured("autoencoder")
+    for feature in ("TaylorSeer, every 4", "MagCache", "first block, 0.2"):
+        assert dit["SDE", feature]["change"] in DOCUMENT
+    skipped = dit["SDE", "first block, 0.2"]["evaluations"]
+    assert f"{skipped} evaluations" in " ".join(DOCUMENT.split())
+    slices, tiles, plain = (decoding["decode", name] for name in ("slices", "tiles", "plain"))
+    assert f"{slices['megabytes']} of {plain['megabytes']} MB" in DOCUMENT
+    assert f"at {tiles['megabytes']} MB, change {tiles['change']}" in DOCUMENT
 
 
 @pytest.mark.slow  # the C++ compiler
