@@ -1,12 +1,15 @@
 """Certificates of schedulers: right ones pass, wrong ones do not, and others are told of."""
 
 import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from fm_diffusers.certify import Driven, Judge, certify
+from fm_diffusers.certify import Driven, Judge, certify, passes
 from fm_diffusers.certify.__main__ import Arguments, main
 
 COUNT, STEPS = 4000, [16, 32]
@@ -27,6 +30,19 @@ def judge():
 
 def rows_of(spec, judge, steps=STEPS, step_kwargs=None, **network):
     return certify(Driven(spec, network, step_kwargs or {}), judge, steps)
+
+
+def test_what_passes_is_what_the_document_says():
+    said = (Path(__file__).parents[1] / "docs/certificate.md").read_text()
+    shown = re.search(r"([\d.]+) % for 20,000 samples; .* of a mean, ([\d.]+) %", said).groups()
+    judge = SimpleNamespace(count=20_000, floor=(1.0, 1.0))
+    right = {"width": 0.0, "mean": 0.0, "weights": 1.25, "distance": 1.25}
+    assert passes(right, 0.02, judge)
+    for name, bar in zip(("width", "mean"), shown, strict=True):
+        assert passes(right | {name: (float(bar) - 0.05) / 100}, 0.02, judge)
+        assert not passes(right | {name: (float(bar) + 0.05) / 100}, 0.02, judge)
+    for name in ("weights", "distance"):
+        assert not passes(right | {name: 1.26}, 0.02, judge)
 
 
 @pytest.mark.parametrize(
