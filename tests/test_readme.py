@@ -1,6 +1,7 @@
 """What the documents name and point at is there, and their figures are those of the tables."""
 
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,30 @@ def test_every_name_of_the_tables_is_documented():
 
     for table in (DIFFUSIONS, GRIDS, PATHS, PREDICTIONS, SOLVERS):
         assert all(f"`{name}`" in CHOICES for name in table)
+
+
+def test_every_name_of_a_training_is_documented_with_its_parameters():
+    pytest.importorskip("datasets")
+    from fm_diffusers import COUPLINGS, TIME_SAMPLERS, WEIGHTINGS
+    from fm_diffusers.training.flow import OBJECTIVES
+
+    tables = {
+        "objective": OBJECTIVES,
+        "time_sampler": TIME_SAMPLERS,
+        "coupling": COUPLINGS,
+        "weighting": WEIGHTINGS,
+    }
+    for flag, table in tables.items():
+        shown = CHOICES.partition(f"\n| `--{flag}` |")[2].partition("\n\n")[0]
+        rows = re.findall(r"^\| `(\w+)`[^|]*\|([^|]*)\|", shown, flags=re.M)
+        assert {name for name, _ in rows} == {*table}, flag
+        if flag == "objective":
+            continue
+        for name, said in rows:
+            own = inspect.signature(table[name]).parameters.values()
+            own = {f"{p.name}={p.default!r}" for p in own if p.default is not p.empty}
+            given = {*re.findall(r"`([^`]+)`", said)}
+            assert given == {each.removesuffix(".0").replace("'", '"') for each in own}, name
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
