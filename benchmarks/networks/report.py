@@ -183,7 +183,7 @@ def draw(rows: list[Row], path: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("evaluations")
     for row in axes:
-        row[0].set_ylabel("median distance to converged")
+        row[0].set_ylabel("median distance to converged\n(RMS of pixels from -1 to 1)")
     shown = {
         name: handle
         for axis in axes.flat
