@@ -245,6 +245,7 @@ def main(args: EvaluationArguments) -> dict[str, Any]:
     pipe = FlowMatchingPipeline.from_pretrained(args.model)
     args = completed(args, pipe)
     known, compared, further = load_all(args, pipe)
+    further.conditions(pipe)  # what is missing is told before the classifier is trained
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
     processes, trained = schedulers(pipe, args), pipe.scheduler
