@@ -225,7 +225,8 @@ class FlowMatchingPipeline(Operations):
         self.check_inputs(asked, output_type, return_dict)
         seen = inputs_of(callback_on_step_end, callback_on_step_end_tensor_inputs, self)
         steps = steps_of(self.scheduler, num_inference_steps, timesteps, sigmas)
-        pixels, asked_size = editing.pixels(self.canvas.channels, height, width), height or width
+        own_size = height is None and width is None
+        pixels = editing.pixels(self.canvas.channels, height, width)
         if pixels is not None:
             asked, (height, width) = asked.for_images(len(pixels)), pixels.shape[2:]
         condition = self.encode_condition(asked)
@@ -235,7 +236,7 @@ class FlowMatchingPipeline(Operations):
             latents = own.prepare_latents(asked.count, generator, latents, height, width)
             edit = None
             if pixels is not None:
-                if not asked_size:
+                if own_size:
                     warn_of_size(self.network, latents.shape[2:], self.vae_scale_factor)
                 edit = editing.begun(own, pixels, latents, asked.repeats)
                 latents = edit.start(scheduler)

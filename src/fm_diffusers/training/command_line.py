@@ -70,7 +70,8 @@ def parse(arguments: type[Arguments], command_line: list[str] | None = None) -> 
     parser.add_argument("--debug", action="store_true", help="Show the traceback of every error.")
     parsed, *_, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     if unknown:
-        raise ValueError(no_flag(unknown[0], sorted(parser._option_string_actions)))
+        known = [word for action in parser._actions for word in action.option_strings]
+        raise ValueError(no_flag(unknown[0], known))
     return parsed
 
 
