@@ -1,6 +1,7 @@
 """The site is built without a warning and asks no network; its notebook and pictures run."""
 
 import importlib.util
+import json
 import re
 import runpy
 import subprocess
@@ -139,6 +140,20 @@ def test_the_notebook_runs():
         if "image/png" in output.get("data", {})
     ]
     assert len(pictures) == 5
+
+
+@needs("matplotlib")
+def test_the_cells_of_the_notebook_run(monkeypatch):
+    plt, drawn = pytest.importorskip("matplotlib.pyplot"), []
+    plt.switch_backend("Agg")
+    monkeypatch.setattr(plt, "show", lambda: drawn.extend(plt.get_fignums()) or plt.close("all"))
+    names = {}
+    for cell in json.loads((ROOT / "examples/theory.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "theory.ipynb", "exec"), names)
+    drawn += plt.get_fignums()
+    plt.close("all")
+    assert len(drawn) == 5
 
 
 def test_the_notebook_is_kept_without_outputs():
