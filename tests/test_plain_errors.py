@@ -41,8 +41,9 @@ def test_what_is_foreseen_is_one_line(wrong, told):
         (lambda: torch.zeros(2).view("x"), Exception),
         (lambda: torch.optim.SGD([], lr=0.1), ValueError),
         (lambda: open("/no/such/file"), FileNotFoundError),
+        (lambda: sum(1 for first, second in [(1,)]), ValueError),
     ],
-    ids=["torch", "theirs", "file"],
+    ids=["torch", "theirs", "file", "found by Python here"],
 )
 def test_what_is_not_keeps_its_traceback(wrong, kind):
     with pytest.raises(kind), plain_errors():

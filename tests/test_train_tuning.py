@@ -275,9 +275,10 @@ def test_the_documented_commands_of_a_flow_in_codes_run(examples, tmp_path, quic
     with pytest.raises(ValueError, match="multiple of --patch_size 2, got 7 x 7.*--patch_size 1"):
         again = {"output_dir": str(tmp_path / "dit"), "backbone": "transformer"}
         latent.main(latent.LatentArguments(**given, vae=vae, **again))
-    with pytest.raises(ValueError, match="--vae .* holds no autoencoder"):
-        again = {"output_dir": str(tmp_path / "dit"), "vae": str(tmp_path)}
-        latent.main(latent.LatentArguments(**given | again))
+    for wrong, said in ((tmp_path, "holds no autoencoder"), ("no/such", "train_autoencoder.py")):
+        again = {"output_dir": str(tmp_path / "dit"), "vae": str(wrong)}
+        with pytest.raises(ValueError, match=f"--vae {wrong}.* {said}"):
+            latent.main(latent.LatentArguments(**given | again))
 
 
 def test_a_calibration_is_dropped_with_the_network_that_it_was_of(examples, tmp_path):

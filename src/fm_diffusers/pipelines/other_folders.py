@@ -26,13 +26,15 @@ def why_not_saved(folder: Path) -> str:
         return f"but {', '.join(below[:5])} below it {'are' if below[1:] else 'is'}: pass that"
     if Path(folder.parent, "model_index.json").is_file():
         return f"but {folder.parent} above it is: pass that"
+    known = [reason for name, reason in OTHER_FOLDERS.items() if Path(folder, name).is_file()]
+    if known:
+        return known[0]
     if states:
         return (
             f"{states[0]} is the state of a training that has not ended: go on with it by "
             "--resume_from_checkpoint latest, the pipeline is written at the end"
         )
-    return next(
-        (reason for name, reason in OTHER_FOLDERS.items() if Path(folder, name).is_file()),
+    return (
         "it has no model_index.json: pass the folder that save_pretrained wrote (the "
-        "--output_dir of a training), or a Hub id",
+        "--output_dir of a training), or a Hub id"
     )

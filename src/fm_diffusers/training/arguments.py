@@ -5,6 +5,7 @@ A script states its own flags as a dataclass that inherits from `TrainingArgumen
 `command_line.parse` reads them.
 """
 
+import math
 import os
 import shlex
 import sys
@@ -213,6 +214,8 @@ class ImageArguments(Beside):
     dataloader_num_workers: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.memory_limit < math.inf:
+            raise ValueError(f"--memory_limit must be at least 0 GiB, got {self.memory_limit}")
         if self.streaming and self.max_train_steps is None:
             raise ValueError("--streaming cannot count epochs in advance: set --max_train_steps")
         if self.validation_split is None:

@@ -96,7 +96,8 @@ def read_config(file: str, names: list[str]) -> dict[str, Any]:
         check_parts(yaml.parse(text, yaml.SafeLoader))
         values = yaml.safe_load(text) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"--config {file!r} is no YAML: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--config {file!r} is no YAML: {reason}") from error
     if not isinstance(values, dict):
         raise ValueError(
             f"--config {file!r} must hold `name: value` lines, got {shortened(repr(values), 80)}"
@@ -157,8 +158,14 @@ def plain_errors() -> Iterator[None]:
 
 
 def is_ours(error: ValueError) -> bool:
-    """Return whether an error was raised in this package or beside the script that runs."""
-    place = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    """Return whether this package, or what is beside the script that runs, raises an error.
+
+    An error that Python itself finds there, as of a list that is too short, says nothing to users.
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if not (last.line or "").startswith("raise "):
+        return False
+    place = Path(last.filename).resolve()
     if Path(fm_diffusers.__file__).parent in place.parents:
         return True
     beside = Path(sys.argv[0]).resolve().parent in place.parents

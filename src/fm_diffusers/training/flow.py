@@ -73,6 +73,8 @@ class LossArguments(TrainingArguments):
             self.parameters(name)
         given = self.parameters("time_sampler_kwargs")
         sample_times(2, self.time_sampler, torch.Generator(), **given)  # raises for what is wrong
+        if given := self.parameters("coupling_kwargs"):
+            couple(torch.zeros(2, 1), torch.zeros(2, 1), self.coupling, **given)
         if not 0 <= self.t_min < self.t_max <= 1:
             raise ValueError(
                 f"--t_min and --t_max must ascend in [0, 1], got {self.t_min} and {self.t_max}"

@@ -10,7 +10,7 @@ import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
@@ -81,11 +81,16 @@ class Parser(HfArgumentParser):
     """
 
     def __init__(self, arguments: type[Any]) -> None:
-        super().__init__(arguments, formatter_class=Formatter)
+        super().__init__(arguments, formatter_class=Formatter, allow_abbrev=False)
         self.arguments = arguments
         self.description = inspect.cleandoc(getattr(sys.modules["__main__"], "__doc__", "") or "")
         for action in self._actions:
             action.help = action.help or COMMON.get(action.dest)
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with one line, without the usage."""
+        sys.stderr.write(f"{self.prog}: error: {message}\n")
+        sys.exit(2)
 
     def groups(self) -> Iterator[tuple[str, list[Action]]]:
         """Yield titles with their flags: first what is the script's own."""

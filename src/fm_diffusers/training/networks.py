@@ -8,6 +8,7 @@ https://arxiv.org/abs/1505.04597; Peebles, Xie, "Scalable Diffusion Models with 
 https://arxiv.org/abs/2212.09748.
 """
 
+import warnings
 from dataclasses import dataclass, field
 
 from diffusers import DiTTransformer2DModel, UNet2DModel
@@ -26,6 +27,15 @@ DEFAULTS = {
     "num_layers": 6,
     "num_attention_heads": 4,
     "attention_head_dim": 32,
+}
+#: The only backbone that reads a size.
+OWNERS = {
+    "block_out_channels": "unet",
+    "layers_per_block": "unet",
+    "patch_size": "transformer",
+    "num_layers": "transformer",
+    "num_attention_heads": "transformer",
+    "attention_head_dim": "transformer",
 }
 WIDTHS = (32, 64, 64)
 
@@ -50,6 +60,14 @@ class NetworkArguments:
 
     def __post_init__(self) -> None:
         self.backbone = self.backbone or "unet"
+        for name, owner in OWNERS.items():
+            value = getattr(self, name)
+            if owner != self.backbone and value not in (None, DEFAULTS.get(name)):
+                warnings.warn(
+                    f"--{name} {value} is of --backbone {owner}, and {self.backbone} has no use "
+                    "for it: drop it, or choose that backbone",
+                    stacklevel=3,
+                )
         for name, value in DEFAULTS.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -59,7 +77,7 @@ class NetworkArguments:
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"--dropout must lie in [0, 1], got {self.dropout}")
         widths = self.block_out_channels
-        if widths is not None and (not widths or any(width % 8 for width in widths)):
+        if widths is not None and (not widths or any(w % 8 or w < 8 for w in widths)):
             raise ValueError(f"--block_out_channels must be multiples of 8, got {widths}")
 
 

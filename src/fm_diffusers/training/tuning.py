@@ -140,7 +140,13 @@ def load_autoencoder(flag: str, name: str, subfolder: str | None = None) -> Auto
             f"--{flag} {name} holds no autoencoder, there is no {folder / 'config.json'}: name "
             f"the folder that save_pretrained wrote{f', such as {inside}' if inside else ''}"
         )
-    return AutoencoderKL.from_pretrained(name, subfolder=subfolder)
+    try:
+        return AutoencoderKL.from_pretrained(name, subfolder=subfolder)
+    except OSError as error:
+        raise ValueError(
+            f"--{flag} {name}: there is no such folder, and no autoencoder of that name was found "
+            "on the Hub: pass a folder, as train_autoencoder.py writes it, or a Hub id"
+        ) from error
 
 
 def plain(value: Any) -> Any:
