@@ -294,3 +294,20 @@ def test_an_adapter_does_not_write_over_its_base(base, monkeypatch):
         with pytest.raises(ValueError, match="would be written over --model"):
             SCRIPTS[name](importlib.import_module(name), base, base, overwrite_output_dir=True)
     assert content(base) == before
+
+
+@pytest.mark.parametrize("name", ["README.md", "samples.png"])
+@pytest.mark.parametrize("resume", [None, "latest"])
+def test_what_no_run_has_written_is_not_replaced_unasked(name, resume, train, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("my own")
+    with pytest.raises(ValueError, match=f"holds {name}, which is of no run of ours"):
+        train(2, resume_from_checkpoint=resume)
+    assert (tmp_path / "out" / name).read_text() == "my own"
+    train(2, overwrite_output_dir=True)
+    assert (tmp_path / "out" / name).read_bytes() != b"my own"
+
+
+def test_an_empty_name_of_a_folder_is_refused(train):
+    with pytest.raises(ValueError, match="--output_dir is empty: name a folder"):
+        train(2, output_dir="")

@@ -266,6 +266,8 @@ def start(args: TrainingArguments) -> Accelerator:
 
 def check_output(args: TrainingArguments) -> None:
     """Raise a `ValueError` if a run would write over what it reads, or over finished work."""
+    if not args.output_dir:
+        raise ValueError("--output_dir is empty: name a folder, which is made")
     output, given = Path(args.output_dir).resolve(), args.public()
     for name in SOURCES:
         source = given.get(name)

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from fm_diffusers.training.continuing import RAISES
 from fm_diffusers.training.faults import line, written
-from fm_diffusers.training.finished import clear, find_outcome, steps_of
+from fm_diffusers.training.finished import WRITTEN, clear, find_outcome, steps_of
 from fm_diffusers.training.manifests import (
     check_harmless,
     damage,
@@ -118,6 +118,12 @@ class Checkpoints:
             overwrite: as in `load`.
         """
         outcome, own = find_outcome(self.folder), name is not None and self.is_own(name)
+        others = [file for file in WRITTEN if Path(self.folder, file).exists()]
+        if others and not (overwrite or outcome or self.all()):
+            raise ValueError(
+                f"{self.folder} holds {others[0]}, which is of no run of ours and would be "
+                "replaced at the end: choose another --output_dir, or say --overwrite_output_dir"
+            )
         if overwrite or own and (name != "latest" or self.all() or outcome is None):
             return  # of a name that is wrong `find` tells
         if own:

@@ -34,6 +34,9 @@ BESIDE = re.compile(
     r"diffusion_pytorch_model.*"
 )
 
+#: What is written beside that, and may be somebody's own where nothing was trained.
+WRITTEN = ("README.md", "samples.png", "reconstructions.png")
+
 
 def find_outcome(folder: Path) -> str | None:
     """Return in words what a run has trained, None if nothing is there."""
