@@ -80,8 +80,18 @@ class TextArguments(ImageArguments, FlowArguments):
                 f"--text_encoder {self.text_encoder} contradicts --init_from {self.init_from}, "
                 "whose network attends to its own: drop it"
             )
-        if not self.caption_column and "{}" not in self.template:
-            raise ValueError(f"--template must hold {{}} for the class, got {self.template!r}")
+        if not self.caption_column and (
+            self.template.count("{}") != 1 or set("{}") & {*self.template.replace("{}", "")}
+        ):
+            raise ValueError(
+                f"--template must hold {{}} once, for the class, and no other brace, got "
+                f"{self.template!r}"
+            )
+        if not (self.caption_column or self.label_column):
+            raise ValueError(
+                "--label_column is empty and no --caption_column is named: prompts come from one "
+                "of them"
+            )
 
 
 def class_captions(args: TextArguments, data: ImageData) -> list[str]:

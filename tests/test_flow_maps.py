@@ -257,3 +257,12 @@ def test_an_unknown_derivative_is_refused():
 def test_a_map_of_numbers_is_one_of_times():
     close(mapped(Y, 0.25, 0.75, Y), Y + Y / 2, atol=0)
     assert math.isclose(mapped(Y[:1], torch.zeros(1), torch.ones(1), -Y[:1]).abs().sum(), 0)
+
+
+def test_a_network_without_forward_derivatives_is_told():
+    def average_slope(y, u, v):
+        raise NotImplementedError("no forward AD for attention\nPlease file an issue")
+
+    y, u = torch.zeros(2, 1), torch.tensor([0.1, 0.2])
+    with pytest.raises(ValueError, match="'jvp' .* attention.*: take 'difference'"):
+        mean_flow_target(average_slope, y, u, u + 0.5, torch.ones_like(y), derivative="jvp")

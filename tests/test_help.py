@@ -107,3 +107,30 @@ def test_a_limit_of_memory_is_a_number(limit):
 def test_parameters_of_couplings_are_checked_at_once():
     with pytest.raises(ValueError, match="coupling_kwargs .*'x'.* no parameters"):
         LossArguments(coupling_kwargs='{"x": 2}')
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ({"adam_weight_decay": -1.0}, "--adam_weight_decay must be at least 0, got -1.0"),
+        ({"adam_weight_decay": float("nan")}, "--adam_weight_decay must be at least 0, got nan"),
+    ],
+)
+def test_numbers_of_the_optimizer_are_checked(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        TrainingArguments(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ({"template": "{} {}"}, "--template must hold {} once"),
+        ({"template": "a {0}"}, "--template must hold {} once"),
+        ({"label_column": ""}, "prompts come from one of them"),
+    ],
+)
+def test_prompts_come_from_classes_or_captions(arguments, said, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    with pytest.raises(ValueError, match=said):
+        importlib.import_module("train_text_to_image").TextArguments(**arguments)

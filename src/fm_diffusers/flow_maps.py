@@ -73,7 +73,13 @@ def trajectory_target(y_a: Tensor, y_b: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def _jvp(average_slope: AverageSlope, y: Tensor, u: Tensor, v: Tensor, slope: Tensor) -> Tensor:
     ahead = (slope, torch.ones_like(u))
     here = (y.contiguous(), u.contiguous())  # torch takes no expanded tensors
-    return torch.func.jvp(lambda y, u: average_slope(y, u, v), here, ahead)[1]
+    try:
+        return torch.func.jvp(lambda y, u: average_slope(y, u, v), here, ahead)[1]
+    except NotImplementedError as error:
+        raise ValueError(
+            "derivative 'jvp' takes forward-mode derivatives, and the network has an operation "
+            f"without one ({str(error).splitlines()[0]}): take 'difference'"
+        ) from error
 
 
 def _difference(

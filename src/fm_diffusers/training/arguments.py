@@ -117,6 +117,10 @@ class TrainingArguments:
         self.report_to = [self.report_to] if isinstance(self.report_to, str) else self.report_to
         if not self.learning_rate >= 0:
             raise ValueError(f"--learning_rate must be at least 0, got {self.learning_rate}")
+        if not 0 <= self.adam_weight_decay < math.inf:
+            raise ValueError(
+                f"--adam_weight_decay must be at least 0, got {self.adam_weight_decay}"
+            )
         if not self.max_grad_norm > 0:
             raise ValueError(f"--max_grad_norm must be positive, got {self.max_grad_norm}")
         look_up("--lr_scheduler", dict.fromkeys(SCHEDULES), self.lr_scheduler)
