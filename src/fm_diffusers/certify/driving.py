@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from fm_diffusers.fields import Field
+from fm_diffusers.files import once
 from fm_diffusers.paths import GaussianPath
 from fm_diffusers.scheduler import GaussianFlowScheduler
 
 #: From a path and a kind of prediction to the exact field.
 Exact = Callable[[GaussianPath, str], Field]
+#: What our `step` reads beside its own arguments, of what JSON can say.
+OURS = {"noise_level", "use_clipped_model_output"}
 
 
 class Driven:
@@ -22,24 +25,26 @@ class Driven:
 
     Args:
         spec: name or `module:Class`, and its configuration in JSON.
-        network: what `GaussianFlowScheduler.from_config` is told beside its configuration.
+        network: what `GaussianFlowScheduler.from_config` is told beside the configuration of
+            another scheduler; the configuration of ours says it all.
         step_kwargs: for `step`.
 
     Raises:
-        ValueError: for a scheduler that is not there, or whose network cannot be told.
+        ValueError: for a scheduler that is not there, or whose network cannot be told or is a flow
+            map, and for what would have no effect.
     """
 
     def __init__(self, spec: str, network: dict[str, Any], step_kwargs: dict[str, Any]) -> None:
         name, brace, rest = spec.partition("{")
         self.name, self.step_kwargs = spec, step_kwargs
-        config, kind = json.loads(brace + rest or "{}"), find(name)
+        config = read_object(
+            f"the configuration of {name}", brace + rest or "{}", '{"shift": 3.0}'
+        )
+        kind = find(name)
         self.make: Callable[[], Any] = lambda: kind(**config)
         scheduler = self.make()
-        if isinstance(scheduler, GaussianFlowScheduler):
-            self.reads = scheduler
-        else:
-            told = dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
-            self.reads = GaussianFlowScheduler.from_config(told, **network)
+        check_step(scheduler, step_kwargs)
+        self.reads = reader(scheduler, network)
         self.evaluations = 0  # of the last run
 
     def time(self, timestep: Tensor) -> Tensor:
@@ -70,18 +75,86 @@ class Driven:
         return x.double(), first
 
 
+def reader(scheduler: Any, network: dict[str, Any]) -> GaussianFlowScheduler:
+    """Return ours with the network of a scheduler, or raise a `ValueError` if there is none."""
+    if not isinstance(scheduler, GaussianFlowScheduler):
+        told = dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
+        found = GaussianFlowScheduler.from_config(told, **network)
+    elif network:
+        raise ValueError(
+            f"--network {json.dumps(network)} has no effect on a {type(scheduler).__name__}, "
+            "whose configuration says what its network is: write it behind the name, and leave "
+            "--network to a run of the others"
+        )
+    else:
+        found = scheduler
+    if found.solver.two_times:
+        raise ValueError(
+            "a flow map needs a network of two times, which is told where a step leads, and the "
+            "exact field here is of one: choose another solver"
+        )
+    return found
+
+
+def check_step(scheduler: Any, step_kwargs: dict[str, Any]) -> None:
+    """Raise a `ValueError` for a keyword that `step`, of ours or of diffusers, does not read.
+
+    Other code may read any of its `**kwargs`.
+    """
+    step = type(scheduler).step
+    if step.__module__.partition(".")[0] not in ("fm_diffusers", "diffusers"):
+        return
+    known = {p for p, v in inspect.signature(step).parameters.items() if v.kind != v.VAR_KEYWORD}
+    known -= {"self", "model_output", "timestep", "sample", "generator", "return_dict"}
+    known |= OURS if step is GaussianFlowScheduler.step else set()
+    for name in sorted(set(step_kwargs) - known):
+        raise ValueError(
+            f"--step_kwargs has {name}={step_kwargs[name]!r}, which has no effect on step of a "
+            f"{type(scheduler).__name__}: leave it out, or take of {', '.join(sorted(known))}"
+        )
+
+
+def read_object(what: str, text: str, example: str) -> dict[str, Any]:
+    """Return what the JSON of an object says.
+
+    Args:
+        what: the name of the text.
+        text: JSON.
+        example: what it may be.
+
+    Raises:
+        ValueError: for what is no JSON, or that of something else.
+    """
+    fault = "another value"
+    try:
+        found = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        found, fault = None, str(error)
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{what} must be an object in JSON, got {text} ({fault}): write it as '{example}'"
+        )
+    return found
+
+
 def find(name: str) -> Any:
     """Return a class by its name: one of this package, of diffusers, or `module:Class`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none; an error in the module itself is not changed.
     """
     module, _, kind = name.rpartition(":")
     places = [module] if module else ["fm_diffusers", "diffusers"]
     for place in places:
         try:
-            return getattr(importlib.import_module(place), kind)
-        except (ImportError, AttributeError):
+            found = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if error.name and f"{place}.".startswith(f"{error.name}."):
+                continue
+            raise
+        try:
+            return getattr(found, kind)
+        except AttributeError:
             continue
     raise ValueError(
         f"there is no scheduler {name!r} in {' or '.join(places)}: name a class of fm_diffusers "
