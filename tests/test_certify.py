@@ -206,6 +206,8 @@ def test_a_module_that_fails_is_not_one_that_is_not_there(
         ("GaussianFlowScheduler", {"network": '{"path": "cosine"}'}, '--network {"path": "cosine'),
         ("GaussianFlowScheduler", {"step_kwargs": '{"etta": 1}'}, "--step_kwargs has etta=1"),
         (DPM, {"step_kwargs": '{"etta": 1}'}, "--step_kwargs has etta=1"),
+        (DPM, {"network": '{"solver": "heun"}'}, "--network has solver='heun'"),
+        (DPM, {"network": '{"etta": 1}'}, "etta=1 is none of the arguments"),
         ("DDIMScheduler{bad", {}, "the configuration of DDIMScheduler must be an object in JSON"),
         ('GaussianFlowScheduler{"solver": "flow_map"}', {}, "a flow map needs a network of two"),
     ],
@@ -215,7 +217,12 @@ def test_what_has_no_effect_or_no_meaning_is_refused(spec, given, cause, capsys)
     assert f"{spec} cannot be driven: {cause}" in capsys.readouterr().err
 
 
-def test_keywords_that_our_step_reads_are_taken(judge):
+def test_what_decides_the_network_is_taken():
+    network = {"path": "linear", "prediction_type": "flow_prediction"}
+    assert Driven("DDIMScheduler", network, {}).reads.config.path == "linear"
+
+
+def test_keywords_that_our_step_reads_are_taken():
     spec, level = 'GaussianFlowScheduler{"diffusion": "constant"}', {"noise_level": 0.1}
     assert Driven(spec, {}, level).step_kwargs == level
 

@@ -18,6 +18,12 @@ from fm_diffusers.scheduler import GaussianFlowScheduler
 Exact = Callable[[GaussianPath, str], Field]
 #: What our `step` reads beside its own arguments, of what JSON can say.
 OURS = {"noise_level", "use_clipped_model_output"}
+#: What says of a configuration which network it is of; all else is how it is sampled.
+NETWORK = frozenset(
+    """path path_kwargs prediction_type time_convention num_train_timesteps beta_start beta_end
+    beta_schedule trained_betas rescale_betas_zero_snr snr_shift_scale invert_sigmas sigma_data
+    timestep_type use_flow_sigmas""".split()
+)
 
 
 class Driven:
@@ -80,6 +86,7 @@ def reader(scheduler: Any, network: dict[str, Any]) -> GaussianFlowScheduler:
     if not isinstance(scheduler, GaussianFlowScheduler):
         told = dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
         found = GaussianFlowScheduler.from_config(told, **network)
+        check_network(told, network)
     elif network:
         raise ValueError(
             f"--network {json.dumps(network)} has no effect on a {type(scheduler).__name__}, "
@@ -94,6 +101,21 @@ def reader(scheduler: Any, network: dict[str, Any]) -> GaussianFlowScheduler:
             "exact field here is of one: choose another solver"
         )
     return found
+
+
+def check_network(told: dict[str, Any], network: dict[str, Any]) -> None:
+    """Raise a `ValueError` for a key without which a configuration's network can be told too."""
+    idle = sorted(set(network) - NETWORK)
+    if not idle:
+        return
+    try:
+        GaussianFlowScheduler.from_config(told, **{k: network[k] for k in NETWORK & set(network)})
+    except ValueError:  # it decides what the configuration leaves open
+        return
+    raise ValueError(
+        f"--network has {idle[0]}={network[idle[0]]!r}, which says nothing of the network and has "
+        f"no effect: leave it out, or take of {', '.join(sorted(NETWORK))}"
+    )
 
 
 def check_step(scheduler: Any, step_kwargs: dict[str, Any]) -> None:
