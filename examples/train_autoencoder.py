@@ -13,6 +13,7 @@ Reference: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusio
 https://arxiv.org/abs/2112.10752.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,6 +63,8 @@ class AutoencoderArguments(ImageArguments, TrainingArguments):
     def __post_init__(self) -> None:
         TrainingArguments.__post_init__(self)
         ImageArguments.__post_init__(self)
+        if not 0 <= self.kl_weight < math.inf:
+            raise ValueError(f"--kl_weight must be at least 0, got {self.kl_weight}")
 
 
 def make_autoencoder(args: AutoencoderArguments, shape: tuple[int, int, int]) -> AutoencoderKL:
