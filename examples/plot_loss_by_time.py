@@ -28,16 +28,20 @@ from typing import NamedTuple
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
 from fm_diffusers import FlowMatchingPipeline
 from fm_diffusers.objectives import flow_matching_loss, score_matching_loss
 from fm_diffusers.paths import GaussianPath
-from fm_diffusers.training.data import load_images
-from fm_diffusers.weightings import loss_weight
+from fm_diffusers.tables import look_up
+from fm_diffusers.training.command_line import parse, plain_errors
+from fm_diffusers.training.data import ImageData, load_images
+from fm_diffusers.training.outputs import check_file, check_least
+from fm_diffusers.training.tuning import image_channels
+from fm_diffusers.weightings import WEIGHTINGS, loss_weight
 
 SAMPLERS = "uniform", "logit_normal", "beta", "cosmap"  # of which the density is a weighting
 Batch = tuple[Tensor, Tensor, Tensor | None]  # images, noise, labels
@@ -54,7 +58,7 @@ class PlotArguments:
     label_column: str = "label"
     weightings: list[str] = field(
         default_factory=lambda: ["flow_matching", "snr", "min_snr", "sigmoid", "likelihood"],
-        metadata={"help": "Names in WEIGHTINGS, with their default parameters."},
+        metadata={"choices": WEIGHTINGS, "help": "Each with its default parameters."},
     )
     num_times: int = 20
     num_batches: int = field(default=16, metadata={"help": "Mini-batches at each time."})
@@ -63,6 +67,12 @@ class PlotArguments:
     output: str | None = field(
         default=None, metadata={"help": "By default `loss_by_time.png` in the model folder."}
     )
+
+    def __post_init__(self) -> None:
+        check_least(self, 2, "num_times", "num_batches")  # a curve, and a variance
+        check_least(self, 1, "batch_size")
+        for name in self.weightings:
+            look_up("weighting of --weightings", WEIGHTINGS, name)
 
 
 class Curve(NamedTuple):
@@ -83,11 +93,16 @@ class Curve(NamedTuple):
         return Curve(w * self.loss, w**2 * self.variance, w**2 * self.moment)
 
 
-def draw_batches(args: PlotArguments) -> list[Batch]:
-    """Return images in [-1, 1], noise and labels: one list for all times."""
-    data = load_images(
+def load(args: PlotArguments) -> ImageData:
+    """Return the images of the data set."""
+    return load_images(
         args.dataset_name, image_column=args.image_column, label_column=args.label_column
     )
+
+
+def draw_batches(args: PlotArguments, data: ImageData | None = None) -> list[Batch]:
+    """Return images in [-1, 1], noise and labels: one list for all times."""
+    data = load(args) if data is None else data
     torch.manual_seed(args.seed)
     chosen = list(islice(data.loader(args.batch_size), args.num_batches))
     if len(chosen) < args.num_batches:
@@ -186,18 +201,46 @@ def table(
     return rows
 
 
+def output_file(args: PlotArguments) -> Path:
+    """Return the file of the picture, which can be written."""
+    if args.output is None and not Path(args.model).is_dir():
+        raise ValueError(f"{args.model!r} is no folder: say by --output where the picture goes")
+    file = args.output or Path(args.model, "loss_by_time.png")
+    return check_file(file, [f".{end}" for end in FigureCanvasBase.get_supported_filetypes()])
+
+
+def check_fit(args: PlotArguments, pipe: FlowMatchingPipeline, data: ImageData) -> None:
+    """Raise a `ValueError` for a pipeline whose loss is not that of images, or for other ones."""
+    if pipe.unet is None or pipe.takes == "text" or pipe.vae is not None:
+        raise ValueError(
+            f"--model {args.model} is no U-Net of pixels by class or without classes, whose loss "
+            "alone is drawn: choose a pipeline of train_mnist.py with --backbone unet"
+        )
+    if data.shape[0] != (channels := image_channels(pipe)):
+        raise ValueError(
+            f"--model {args.model} takes {channels} channels, the images of {args.dataset_name} "
+            f"have {data.shape[0]}: choose another --dataset_name"
+        )
+    if pipe.num_classes and not data.num_classes:
+        raise ValueError(
+            f"--model {args.model} takes classes: name their column by --label_column"
+        )
+
+
 def main(args: PlotArguments) -> tuple[dict[str, Curve], dict[str, dict[str, float]]]:
     """Measure, write the picture, and return the curves and the table."""
-    pipe = FlowMatchingPipeline.from_pretrained(args.model)
+    pipe, file = FlowMatchingPipeline.from_pretrained(args.model), output_file(args)
+    data = load(args)
+    check_fit(args, pipe, data)
     pipe.unet.eval()
     # the middles of equal parts of [0, 1]: a score-matching loss says nothing at t = 0
     t = (torch.arange(args.num_times) + 0.5) / args.num_times
-    measured, path = measure(pipe, draw_batches(args), t), pipe.scheduler.path
-    file = Path(args.output or Path(args.model, "loss_by_time.png"))
+    measured, path = measure(pipe, draw_batches(args, data), t), pipe.scheduler.path
     draw(path, t, measured, args.weightings).savefig(file, dpi=110)
     return measured, table(path, t, measured["flow_matching"], args.weightings)
 
 
 if __name__ == "__main__":
     matplotlib.use("Agg")
-    main(HfArgumentParser(PlotArguments).parse_args_into_dataclasses()[0])
+    with plain_errors():
+        main(parse(PlotArguments))

@@ -20,8 +20,8 @@ Reference: Holderrieth, Erives, "An Introduction to Flow Matching and Diffusion 
 https://arxiv.org/abs/2506.02070.
 """
 
-import argparse
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
@@ -38,10 +38,22 @@ from fm_diffusers.diffusions import Diffusion, get_diffusion
 from fm_diffusers.fields import GaussianMixture
 from fm_diffusers.paths import PATHS, GaussianPath
 from fm_diffusers.solvers import SOLVERS, trajectory
+from fm_diffusers.training.command_line import parse, plain_errors
+from fm_diffusers.training.folders import make
 
 TIME = LinearSegmentedColormap.from_list("time", ["#3d5a98", "#a569a6", "#e8743b"])
 STEPS = 150
 UNIT_NOISE = "linear", "cosine", "polynomial", "variance_preserving"  # names in PATHS
+
+
+@dataclass
+class PathsArguments:
+    """Command line."""
+
+    output_dir: str = field(default="outputs/paths", metadata={"help": "Where the pictures go."})
+    path: str = field(
+        default="linear", metadata={"choices": UNIT_NOISE, "help": "From noise to data."}
+    )
 
 
 def even_times(n: int) -> torch.Tensor:
@@ -235,20 +247,18 @@ PICTURES = (
 )
 
 
-def main() -> None:
+def main(args: PathsArguments) -> None:
     """Draw and save the pictures."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/paths"))
-    parser.add_argument("--path", default="linear", choices=UNIT_NOISE)
-    args = parser.parse_args()
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    folder = Path(args.output_dir)
+    make(folder)
     matplotlib.use("Agg")
     torch.set_num_threads(1)  # the tensors are small: more threads are slower
     for draw in PICTURES:
-        file = args.output_dir / f"{draw.__name__}.png"
+        file = folder / f"{draw.__name__}.png"
         draw(PATHS[args.path]()).savefig(file, dpi=130)
         print(file)
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main(parse(PathsArguments))

@@ -9,7 +9,7 @@ r"""Pictures of the theory's pages: what a network regresses, what it could pred
 All fields are exact, nothing is trained; `plot_paths.py` draws the other pictures.
 """
 
-import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
@@ -20,9 +20,18 @@ from plot_paths import TIME, digits, draw_image, even_times, randn, two_moons
 
 from fm_diffusers.paths import PATHS, GaussianPath
 from fm_diffusers.predictions import conversion
+from fm_diffusers.training.command_line import parse, plain_errors
+from fm_diffusers.training.folders import make
 
 SHOWN = 0.25  # of a unit of time, in the arrows
 COLORS = ["#3d5a98", "#e8743b", "#2e8b6f", "#a569a6"]
+
+
+@dataclass
+class TheoryArguments:
+    """Command line."""
+
+    output_dir: str = field(default="outputs/paths", metadata={"help": "Where the pictures go."})
 
 
 def regression(path: GaussianPath, n: int = 40000) -> Figure:
@@ -96,19 +105,18 @@ def ends(path: GaussianPath) -> Figure:
     return figure
 
 
-def main() -> None:
+def main(args: TheoryArguments) -> None:
     """Draw and save the pictures."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/paths"))
-    args = parser.parse_args()
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    folder = Path(args.output_dir)
+    make(folder)
     matplotlib.use("Agg")
     torch.set_num_threads(1)
     for draw in (regression, predictions, ends):
-        file = args.output_dir / f"{draw.__name__}.png"
+        file = folder / f"{draw.__name__}.png"
         draw(PATHS["linear"]()).savefig(file, dpi=100)
         print(file)
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main(parse(TheoryArguments))

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import runpy
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ def parser(request, monkeypatch):
 
 
 def test_every_training_script_is_among_them():
-    assert {"train_mnist", "train_few_steps", "reflow", "evaluate", "animate"} < set(PARSED)
+    assert {"train_mnist", "reflow", "evaluate", "animate", "plot_paths", "plot_theory"} < set(
+        PARSED
+    )
 
 
 @pytest.mark.parametrize("parser", PARSED, indirect=True)
@@ -54,3 +57,38 @@ def test_every_flag_is_explained_in_one_group(parser):
 def test_a_misspelt_flag_is_told_with_the_nearest(words, said):
     with pytest.raises(ValueError, match=said):
         parse(TrainingArguments, words)
+
+
+SAID = {
+    "plot_loss_by_time": [
+        ("--model /nonexistent", "there is no folder '/nonexistent'"),
+        ("--model {model} --dataset_name /none", "/none"),
+        ("--model {model} --dataset_name digits --image_column foo", "no column ['foo']"),
+        ("--model {model} --num_times 0", "--num_times must be at least 2, got 0"),
+        ("--model {model} --num_batches -1", "--num_batches must be at least 2, got -1"),
+        ("--model {model} --output /no/x.png", "there is no folder /no"),
+        ("--model {model} --output x.xyz", "has the ending '.xyz'"),
+    ],
+    "plot_paths": [
+        ("--output_dir /proc/x", "cannot be written"),
+        ("--pth cosine", "mean --path?"),
+    ],
+    "plot_theory": [("--output_dir /proc/x", "cannot be written"), ("--side 3", "is no flag")],
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [(script, *case) for script, cases in SAID.items() for case in cases],
+)
+def test_a_wrong_flag_is_told_in_one_line(script, words, said, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    file = EXAMPLES / f"{script}.py"
+    words = words.format(model=EXAMPLES.parent / "pretrained" / "mnist")
+    monkeypatch.setattr("sys.argv", [str(file), *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(file), run_name="__main__")
+    told = str(ended.value.code)
+    assert told.startswith(f"{script}.py: error: ") and said in told and "\n" not in told
