@@ -14,8 +14,9 @@ from pathlib import Path
 from diffusers.utils import export_to_gif
 from PIL import Image
 
-from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
+from fm_diffusers import DIFFUSIONS, FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.training.command_line import parse, plain_errors
+from fm_diffusers.training.outputs import MOVING, check_file, check_least
 from fm_diffusers.training.pictures import GUIDANCE, column_names, processes, states
 from fm_diffusers.training.sheets import contact_sheet
 
@@ -32,11 +33,19 @@ class AnimationArguments:
         default=None, metadata={"help": "A saved flow map, by default the model if it is one."}
     )
     steps: int = field(default=30, metadata={"help": "Of the ODE and of the SDE."})
-    diffusion: str = field(default="memoryless", metadata={"help": "Coefficient of the SDE."})
+    diffusion: str = field(
+        default="memoryless", metadata={"choices": DIFFUSIONS, "help": "Coefficient of the SDE."}
+    )
     guidance_scale: float | None = field(default=None, metadata=GUIDANCE)
     side: int = field(default=56, metadata={"help": "Of a shown image in pixels, at least."})
     seed: int = 0
-    output: str = "flow.gif"
+    output: str = field(
+        default="flow.gif", metadata={"help": f"The animation, one of {', '.join(MOVING)}."}
+    )
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "steps", "side")
+        check_file(self.output, MOVING)
 
 
 def rows(args: AnimationArguments) -> tuple[dict[str, list[list[Image.Image]]], list[str]]:

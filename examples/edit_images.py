@@ -8,6 +8,7 @@ black on the left to white on the right. `interpolation.png` goes from each imag
 It prints how well each image returns from its noise, and its bits per dimension.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +18,12 @@ from PIL import Image
 
 from fm_diffusers import DIFFUSIONS, FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.training.command_line import parse, plain_errors
-from fm_diffusers.training.data import load_images
+from fm_diffusers.training.data import ImageData, load_images
 from fm_diffusers.training.folders import of_results
+from fm_diffusers.training.outputs import check_least
 from fm_diffusers.training.pictures import GUIDANCE
 from fm_diffusers.training.sheets import contact_sheet
+from fm_diffusers.training.tuning import image_channels
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
 
@@ -44,7 +47,9 @@ class EditingArguments:
     label_column: str = "label"
     caption_column: str | None = field(default=None, metadata={"help": "Of pipelines by text."})
     image_mode: str | None = None
-    resolution: int | None = None
+    resolution: int | None = field(
+        default=None, metadata={"help": "Side of the images; by default that of the pipeline's."}
+    )
     indices: list[int] = field(
         default_factory=lambda: [0, 1, 2, 3], metadata={"help": "Which images of the split."}
     )
@@ -57,18 +62,26 @@ class EditingArguments:
     seed: int = 0
     output_dir: str | None = field(default=None, metadata={"help": "By default the model folder."})
 
+    def __post_init__(self) -> None:
+        check_least(self, 0, "indices")
+        check_least(self, math.ceil(1 / min(STRENGTHS)), "num_inference_steps")
+        check_least(self, 1, "side", "resolution")
+
 
 def chosen(pipe: FlowMatchingPipeline, args: EditingArguments) -> tuple[torch.Tensor, list[dict]]:
     """Return images in [0, 1], and what the pipeline is asked with for each."""
+    height, width = pipe.sample_shape(None, None)[1:]
+    own = height * pipe.vae_scale_factor if height and height == width else None
     data = load_images(
         args.dataset_name,
         split=args.dataset_split,
         image_column=args.image_column,
         label_column=args.label_column,
         caption_column=args.caption_column,
-        resolution=args.resolution,
+        resolution=own if args.resolution is None else args.resolution,
         image_mode=args.image_mode,
     )
+    check_shown(args, pipe, data)
     images = torch.stack([data.images[i] for i in args.indices])
     of_each: dict[str, Any] = {}
     if pipe.takes == "text":
@@ -78,6 +91,29 @@ def chosen(pipe: FlowMatchingPipeline, args: EditingArguments) -> tuple[torch.Te
     told = [{name: values[i] for name, values in of_each.items()} for i in range(len(images))]
     scale = {"guidance_scale": args.guidance_scale} if of_each else {}
     return images / 255, [one | scale for one in told]
+
+
+def check_shown(args: EditingArguments, pipe: FlowMatchingPipeline, data: ImageData) -> None:
+    """Raise a `ValueError` for images that are not there, or that the pipeline does not take."""
+    if data.images is None:
+        raise ValueError(
+            f"--dataset_name {args.dataset_name} does not fit into memory: choose a smaller "
+            "--resolution, or a part of it by --dataset_split 'train[:100]'"
+        )
+    if max(args.indices) >= len(data.images):
+        raise ValueError(
+            f"--indices {max(args.indices)}: the split {args.dataset_split!r} has "
+            f"{len(data.images)} images, from 0 to {len(data.images) - 1}"
+        )
+    if pipe.takes == "text" and data.captions is None:
+        raise ValueError("the pipeline takes prompts: name their column by --caption_column")
+    if pipe.takes == "labels" and data.labels is None:
+        raise ValueError("the pipeline takes classes: name their column by --label_column")
+    if data.shape[0] != (channels := image_channels(pipe)):
+        raise ValueError(
+            f"{args.model} takes {channels} channels, the images have {data.shape[0]}: choose "
+            "another --image_mode"
+        )
 
 
 def edits(

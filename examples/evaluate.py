@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluation_images import Real, load_all
+from evaluation_images import FEWEST, Real, load_all
 from evaluation_report import FIGURES, draw, line, numbers
 from huggingface_hub import create_repo
 from torch import Tensor
@@ -38,6 +38,7 @@ from fm_diffusers.likelihood import bits_per_dimension
 from fm_diffusers.training.cards import write_card
 from fm_diffusers.training.command_line import parse, plain_errors
 from fm_diffusers.training.folders import of_results
+from fm_diffusers.training.outputs import check_least
 from fm_diffusers.training.plugins import PLUGINS, load_plugins
 from fm_diffusers.training.public import public
 from fm_diffusers.training.publishing import conditioning, retitle
@@ -99,8 +100,8 @@ class EvaluationArguments:
 
     def __post_init__(self) -> None:
         load_plugins(self.plugins)
-        if self.num_samples < 4:
-            raise ValueError(f"--num_samples must be at least 4, got {self.num_samples}")
+        check_least(self, FEWEST, "num_samples", "max_real_images")
+        check_least(self, 1, "batch_size", "num_inference_steps", "likelihood_steps", "resolution")
         if self.num_likelihood_images not in (0, *range(2, self.max_real_images)):
             raise ValueError(
                 "--num_likelihood_images must be 0, or at least 2 and less than "
@@ -250,6 +251,7 @@ def main(args: EvaluationArguments) -> dict[str, Any]:
     pipe.set_progress_bar_config(disable=True)
     processes, trained = schedulers(pipe, args), pipe.scheduler
     device, few = pipe.device, torch.arange(min(args.num_samples, len(further.images)))
+    print(f"training a classifier on {len(known.images)} images ...", flush=True)
     classifier = train_classifier(known.scaled.to(device), known.labels.to(device))
     judge, floor = Judge(classifier, compared.scaled.to(device)), further[few]
     real = judge(floor.scaled.to(device), floor.labels.to(device))

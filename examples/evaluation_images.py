@@ -11,6 +11,9 @@ from fm_diffusers.training.data import load_images
 from fm_diffusers.training.publishing import conditioning
 from fm_diffusers.training.tuning import class_map
 
+#: Images that are compared with others: a manifold is made of balls to the third neighbour.
+FEWEST = 4
+
 
 @dataclass(frozen=True)
 class Real:
@@ -74,6 +77,13 @@ def load_all(args: Any, pipe: FlowMatchingPipeline) -> list[Real]:
     """Return the images for the classifier, those to compare with, and further ones."""
     known = load(args, pipe, args.dataset_split)
     half = torch.arange(len(known.images)).chunk(2)
-    held_out = known[half[1]] if args.test_split is None else load(args, pipe, args.test_split)
+    held_out = known[half[-1]] if args.test_split is None else load(args, pipe, args.test_split)
     known = known[half[0]] if args.test_split is None else known
-    return [known, *(held_out[part] for part in torch.arange(len(held_out.images)).chunk(2))]
+    count = len(held_out.images)
+    if count < 2 * FEWEST:
+        raise ValueError(
+            f"{count} images of {args.dataset_name!r} are held out to compare with, at least "
+            f"{2 * FEWEST} are needed: raise --max_real_images {args.max_real_images}, or choose "
+            "a larger split or --test_split"
+        )
+    return [known, *(held_out[part] for part in torch.arange(count).chunk(2))]

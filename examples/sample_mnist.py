@@ -14,7 +14,14 @@ from PIL import Image
 from fm_diffusers import DIFFUSIONS, FlowMatchingPipeline
 from fm_diffusers.training.command_line import parse, plain_errors
 from fm_diffusers.training.folders import of_results
-from fm_diffusers.training.pictures import GUIDANCE, processes, sample_grid, states
+from fm_diffusers.training.outputs import check_least
+from fm_diffusers.training.pictures import (
+    GUIDANCE,
+    column_names,
+    processes,
+    sample_grid,
+    states,
+)
 from fm_diffusers.training.plugins import PLUGINS, load_plugins
 from fm_diffusers.training.sheets import contact_sheet
 
@@ -40,16 +47,19 @@ class SamplingArguments:
 
     def __post_init__(self) -> None:
         load_plugins(self.plugins)
+        check_least(self, 1, "ode_steps", "sde_steps")
 
 
 def trajectories(pipe: FlowMatchingPipeline, args: SamplingArguments) -> Image.Image:
     """Return the way of the same noise to four digits, along each process."""
     labels, parts = [pipe.num_classes * i // 4 for i in range(4)], {}
+    names = column_names({"class_labels": labels}, pipe.config.id2label)
     shares, configured = [i / 10 for i in range(11)], pipe.scheduler
     for title, steps in processes(pipe, args.ode_steps, args.sde_steps, args.diffusion):
         seen = states(pipe, labels, steps, args.guidance_scale, args.seed)
         shown = [seen[round(share * steps)] for share in shares]
-        parts[title] = [images[row] for row in range(len(labels)) for images in shown]
+        for row, name in enumerate(names):
+            parts[f"{title}: {name}"] = [images[row] for images in shown]
     pipe.scheduler = configured
     return contact_sheet(parts, [f"{share:.0%}" for share in shares])
 
@@ -63,11 +73,12 @@ def main(args: SamplingArguments) -> None:
     names = ("ode_steps", "sde_steps", "diffusion", "guidance_scale", "seed")
     options = {name: getattr(args, name) for name in names}
     asked = {"class_labels": list(range(pipe.num_classes))}
-    for name, picture in (
-        ("trajectories.png", trajectories(pipe, args)),
-        ("ode_and_sde.png", sample_grid(pipe, asked, rows=6, **options)),
+    for name, draw in (
+        ("trajectories.png", lambda: trajectories(pipe, args)),
+        ("ode_and_sde.png", lambda: sample_grid(pipe, asked, rows=6, **options)),
     ):
-        picture.save(folder / name)
+        print(f"drawing {name} ...", flush=True)
+        draw().save(folder / name)
         print(f"wrote {folder / name}")
 
 

@@ -73,6 +73,48 @@ SAID = {
         ("--output_dir /proc/x", "cannot be written"),
         ("--pth cosine", "mean --path?"),
     ],
+    "sample_mnist": [
+        ("--model {model} --ode_steps 0", "--ode_steps must be at least 1, got 0"),
+        ("--model {model} --sde_steps -1", "--sde_steps must be at least 1, got -1"),
+    ],
+    "animate": [
+        ("--steps 0", "--steps must be at least 1, got 0"),
+        ("--side -1", "--side must be at least 1, got -1"),
+        ("--output /no/x.gif", "there is no folder /no"),
+        ("--output x.xyz", "choose one of .gif"),
+        ("--output {model}", "is a folder"),
+    ],
+    "edit_images": [
+        ("--model {model} --dataset_name digits --side 0", "--side must be at least 1, got 0"),
+        ("--model {model} --dataset_name digits --indices -1", "--indices must be at least 0"),
+        ("--model {model} --dataset_name digits --indices 99999 {out}", "has 1797 images"),
+    ],
+    "evaluate": [
+        ("--model {model} --max_real_images -3", "--max_real_images must be at least 4, got -3"),
+        ("--model {model} --max_real_images 3", "--max_real_images must be at least 4, got 3"),
+        ("--model {model} --batch_size 0", "--batch_size must be at least 1, got 0"),
+        ("--model {model} --num_samples 0", "--num_samples must be at least 4, got 0"),
+        (
+            "--model {model} --dataset_name digits --max_real_images 8 --num_likelihood_images 0 "
+            "{out}",
+            "4 images of 'digits' are held out to compare with, at least 8 are needed",
+        ),
+    ],
+    "swap_scheduler": [
+        ("--model /nonexistent", "there is no folder '/nonexistent'"),
+        ("--model docs", "'docs' is not a saved pipeline"),
+        ("--model someone/something", "--model someone/something cannot be loaded"),
+        ("--model {model}", "--trust_remote_code"),
+        ("--model {model} --device cdua", "--device cdua"),
+        ("--model {model} --num_inference_steps 5 0", "--num_inference_steps must be at least 1"),
+        ("--model {model} --output /no/such/swap.png", "there is no folder /no/such"),
+        ("--model {model} --output swap.xyz", "has the ending '.xyz'"),
+        ("--model {model} --call_kwargs [", "is no JSON"),
+        (
+            '--model {model} --trust_remote_code --call_kwargs {{"promt":1}}',
+            "--call_kwargs names ['promt']",
+        ),
+    ],
     "plot_theory": [("--output_dir /proc/x", "cannot be written"), ("--side 3", "is no flag")],
 }
 
@@ -81,12 +123,14 @@ SAID = {
     ("script", "words", "said"),
     [(script, *case) for script, cases in SAID.items() for case in cases],
 )
-def test_a_wrong_flag_is_told_in_one_line(script, words, said, monkeypatch):
+def test_a_wrong_flag_is_told_in_one_line(script, words, said, monkeypatch, tmp_path):
     pytest.importorskip("datasets")
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setenv("MPLBACKEND", "agg")
     file = EXAMPLES / f"{script}.py"
-    words = words.format(model=EXAMPLES.parent / "pretrained" / "mnist")
+    out = f"--output_dir {tmp_path}"
+    words = words.format(model=EXAMPLES.parent / "pretrained" / "mnist", out=out)
+    monkeypatch.chdir(EXAMPLES.parent)
     monkeypatch.setattr("sys.argv", [str(file), *words.split()])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(file), run_name="__main__")

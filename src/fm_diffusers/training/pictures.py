@@ -31,11 +31,17 @@ def processes(
     """Yield a title and a number of steps, with the pipeline set to the ODE, then to the SDE.
 
     By default that is 20 and 50 steps, of a flow map 1 and 4. There is no SDE of coupled noise.
+
+    Raises:
+        ValueError: for a number of steps below 1.
     """
+    for name, given in (("ode_steps", ode_steps), ("sde_steps", sde_steps)):
+        if given is not None and given < 1:
+            raise ValueError(f"{name} must be at least 1, got {given}")
     ode, sde = steps_shown(pipe.scheduler.config.solver)
     for title, coefficient, steps in (
-        ("ODE", None, ode_steps or ode),
-        (f"SDE ({diffusion})", diffusion, sde_steps or sde),
+        ("ODE", None, ode if ode_steps is None else ode_steps),
+        (f"SDE ({diffusion})", diffusion, sde if sde_steps is None else sde_steps),
     ):
         if coefficient is not None and pipe.scheduler.path.coupled:
             return
