@@ -59,7 +59,7 @@ def trajectories(pipe: FlowMatchingPipeline, args: SamplingArguments) -> Image.I
         seen = states(pipe, labels, steps, args.guidance_scale, args.seed)
         shown = [seen[round(share * steps)] for share in shares]
         for row, name in enumerate(names):
-            parts[f"{title}: {name}"] = [images[row] for images in shown]
+            parts[f"{title}, class {name}"] = [images[row] for images in shown]
     pipe.scheduler = configured
     return contact_sheet(parts, [f"{share:.0%}" for share in shares])
 

@@ -17,7 +17,6 @@ from test_publishing import TRAINING
 from fm_diffusers import FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.flow_map_networks import with_two_times
 from fm_diffusers.likelihood import dequantize
-from fm_diffusers.training.outputs import MOVING, STILL, check_file
 from fm_diffusers.training.pictures import processes
 
 pytest.importorskip("sklearn")
@@ -259,8 +258,8 @@ def test_each_row_of_trajectories_has_the_name_of_its_class(examples, untrained,
     sample.trajectories(pipe, sample.SamplingArguments(str(untrained), ode_steps=2, sde_steps=3))
     ((parts, names),) = shown
     of_ode, of_sde = [*parts][:4], [*parts][4:]
-    assert of_ode == [f"ODE, 2 steps: digit {i}" for i in (0, 2, 5, 7)]
-    assert of_sde == [f"SDE (memoryless), 3 steps: digit {i}" for i in (0, 2, 5, 7)]
+    assert of_ode == [f"ODE, 2 steps, class digit {i}" for i in (0, 2, 5, 7)]
+    assert of_sde == [f"SDE (memoryless), 3 steps, class digit {i}" for i in (0, 2, 5, 7)]
     assert {len(part) for part in parts.values()} == {len(names)} == {11}
 
 
@@ -282,19 +281,3 @@ def test_images_take_the_size_of_the_network(examples, tmp_path):
     for resolution, side in ((None, 12), (16, 16)):
         args = edit.EditingArguments("", dataset_name="digits", resolution=resolution)
         assert edit.chosen(pipe, args)[0].shape == (4, 1, side, side)
-
-
-def test_a_file_that_can_be_written_is_left_as_it_is(tmp_path):
-    (tmp_path / "old.png").write_bytes(b"old")
-    for name in ("old.png", "new.PNG"):
-        assert check_file(tmp_path / name) == tmp_path / name
-    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
-    with pytest.raises(ValueError, match="--output /proc/x.png cannot be written"):
-        check_file("/proc/x.png")
-
-
-@pytest.mark.parametrize("endings, mode", [(STILL, "RGB"), (MOVING, "P")])
-def test_pillow_writes_every_ending(endings, mode, tmp_path):
-    moving = {"save_all": True, "append_images": [Image.new(mode, (8, 8), 1)]}
-    for end in endings:
-        Image.new(mode, (8, 8)).save(tmp_path / f"x{end}", **(moving if mode == "P" else {}))

@@ -1,4 +1,4 @@
-"""What `--help` of every script shows."""
+"""What `--help` of every script shows, and what scripts say of wrong flags before their work."""
 
 import ast
 import importlib
@@ -6,10 +6,12 @@ import runpy
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fm_diffusers.training.arguments import TrainingArguments
 from fm_diffusers.training.command_line import parse
 from fm_diffusers.training.helping import Parser
+from fm_diffusers.training.outputs import MOVING, STILL, check_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PARSED = {
@@ -136,3 +138,19 @@ def test_a_wrong_flag_is_told_in_one_line(script, words, said, monkeypatch, tmp_
         runpy.run_path(str(file), run_name="__main__")
     told = str(ended.value.code)
     assert told.startswith(f"{script}.py: error: ") and said in told and "\n" not in told
+
+
+def test_a_file_that_can_be_written_is_left_as_it_is(tmp_path):
+    (tmp_path / "old.png").write_bytes(b"old")
+    for name in ("old.png", "new.PNG"):
+        assert check_file(tmp_path / name) == tmp_path / name
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+    with pytest.raises(ValueError, match="--output /proc/x.png cannot be written"):
+        check_file("/proc/x.png")
+
+
+@pytest.mark.parametrize("endings, mode", [(STILL, "RGB"), (MOVING, "P")])
+def test_pillow_writes_every_ending(endings, mode, tmp_path):
+    moving = {"save_all": True, "append_images": [Image.new(mode, (8, 8), 1)]}
+    for end in endings:
+        Image.new(mode, (8, 8)).save(tmp_path / f"x{end}", **(moving if mode == "P" else {}))
