@@ -135,7 +135,7 @@ def network_losses(
 ) -> dict[str, Tensor]:
     """Return the losses of one forward pass at the time `t`."""
     path, t = pipe.scheduler.path, torch.full((len(z),), t)
-    timestep = pipe.scheduler.to_timestep(t)
+    timestep, label = pipe.scheduler.to_timestep(t), label if pipe.num_classes else None
     output = pipe.unet(path.flow_map(z, eps, t), timestep, label, return_dict=False)[0]
     given = output, path, z, eps, t, pipe.scheduler.config.prediction_type
     return {name: loss(*given) for name, loss in LOSSES.items()}

@@ -107,3 +107,17 @@ def test_too_few_images_are_refused(script, arguments):
     arguments = script.PlotArguments(**vars(arguments) | {"num_batches": 1000})
     with pytest.raises(ValueError, match="has 112 batches of --batch_size 16, fewer than"):
         script.draw_batches(arguments)
+
+
+def test_classes_of_the_data_are_none_of_a_network_without_classes(script, tmp_path):
+    blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    unet = UNet2DModel(8, 1, 1, block_out_channels=[8], norm_num_groups=4, **blocks)
+    FlowMatchingPipeline(unet, GaussianFlowScheduler()).save_pretrained(tmp_path)
+    sizes = {"num_times": 2, "num_batches": 2, "batch_size": 4}
+    script.main(script.PlotArguments(str(tmp_path), dataset_name="digits", **sizes))
+    assert (tmp_path / "loss_by_time.png").is_file()
+
+
+def test_a_network_with_classes_is_not_asked_without(script, arguments):
+    with pytest.raises(ValueError, match="takes classes: name their column by --label_column"):
+        script.main(script.PlotArguments(**vars(arguments) | {"label_column": ""}))
