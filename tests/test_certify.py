@@ -170,7 +170,7 @@ def test_without_torchdiffeq_the_order_is_empty_and_that_is_said_once(monkeypatc
     ],
 )
 def test_what_a_scheduler_raises_is_said_and_the_others_go_on(shift, cause, capsys):
-    spec = f'test_certify:Rising{{"shift": {shift}}}'
+    spec = f'test_certify:{Rising.__name__}{{"shift": {shift}}}'
     assert small(spec, "FlowMatchEulerDiscreteScheduler") == 2
     shown = capsys.readouterr()
     assert f"{spec} cannot be driven: {cause}\n" in shown.err

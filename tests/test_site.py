@@ -145,7 +145,7 @@ def test_the_notebook_runs():
 @needs("matplotlib")
 def test_the_cells_of_the_notebook_run(monkeypatch):
     plt, drawn = pytest.importorskip("matplotlib.pyplot"), []
-    plt.switch_backend("Agg")
+    plt.switch_backend("Agg"), plt.close("all")
     monkeypatch.setattr(plt, "show", lambda: drawn.extend(plt.get_fignums()) or plt.close("all"))
     names = {}
     for cell in json.loads((ROOT / "examples/theory.ipynb").read_text())["cells"]:
