@@ -12,7 +12,7 @@ how long it took, and the first image on its way from noise. `pip install '.[app
 writes the page and its pipeline as a Space, and puts it on the Hub.
 """
 
-import shutil
+import shlex
 import warnings
 from base64 import b64encode
 from collections.abc import Sequence
@@ -44,6 +44,7 @@ from PIL import Image
 from fm_diffusers import DIFFUSIONS, GRIDS, SOLVERS, FlowMatchingPipeline
 from fm_diffusers.pipelines.cards import URL
 from fm_diffusers.training.command_line import is_ours, parse, plain_errors
+from fm_diffusers.training.folders import make
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -53,6 +54,8 @@ TITLE = "One noise, two samplers"
 SMALL = 128
 #: Where the pipeline of a Space is.
 BESIDE = Path(__file__).with_name("pipeline")
+#: What the README.md of a Space begins with.
+MARK = f"---\ntitle: {TITLE}\nsdk: gradio\n"
 STYLE = """
 .gradio-container {max-width: 1240px !important; margin: auto}
 .sheet {display: grid; gap: 6px; margin-bottom: 6px}
@@ -168,24 +171,52 @@ def page(pipe: FlowMatchingPipeline) -> "gr.Blocks":
     return blocks
 
 
+def space_folder(name: str) -> Path:
+    """Make the folder of a Space, and return it.
+
+    Raises:
+        ValueError: for no name, a folder that cannot be written, or one that holds other files.
+    """
+    if not name.strip():
+        raise ValueError("--space_dir is empty: name a folder, outputs/space for example")
+    folder = Path(name)
+    try:
+        make(folder)
+    except ValueError as error:  # which names the flag of the trainings
+        raise ValueError(str(error).replace("--output_dir", "--space_dir", 1)) from error
+    card = folder / "README.md"
+    ours = card.is_file() and card.read_bytes().startswith(MARK.encode())
+    if not ours and any(folder.iterdir()):
+        raise ValueError(
+            f"--space_dir {name} holds files, and is no Space that this script wrote: choose "
+            "another folder, or empty it"
+        )
+    return folder
+
+
 def write_space(pipe: FlowMatchingPipeline, folder: Path) -> None:
     """Write the page and its pipeline as a Space, which the Hub builds and shows."""
-    pipe.save_pretrained(folder / BESIDE.name)
-    for name in ("app.py", "app_drawing.py"):
-        shutil.copy(Path(__file__).with_name(name), folder)
-    (folder / "requirements.txt").write_text(f"fm_diffusers @ git+{URL}\n")
     gradio = {"sdk": "gradio", "sdk_version": version("gradio"), "app_file": "app.py"}
     about = SpaceCardData(title=TITLE, **gradio)
+    # first, so that a folder that was not finished can be written again
     (folder / "README.md").write_text(f"---\n{about}\n---\n\nA page of [fm_diffusers]({URL}).\n")
+    (folder / "requirements.txt").write_text(f"fm_diffusers @ git+{URL}\n")
+    for name in ("app.py", "app_drawing.py"):
+        (folder / name).write_bytes(Path(__file__).with_name(name).read_bytes())
+    pipe.save_pretrained(folder / BESIDE.name)
+    files = f"README.md, requirements.txt, app.py, app_drawing.py, {BESIDE.name}"
+    print(f"wrote a Space to {folder}: {files}; put it on the Hub by")
+    print(f"hf upload USER/NAME {shlex.quote(str(folder))} . --repo-type space")
 
 
 def main(args: AppArguments) -> None:
     """Show the page, or write it down."""
     if find_spec("gradio") is None:
         raise ValueError("the page needs gradio, which is not installed: pip install '.[app]'")
+    folder = None if args.space_dir is None else space_folder(args.space_dir)
     pipe = FlowMatchingPipeline.from_pretrained(args.model)
-    if args.space_dir is not None:
-        return write_space(pipe, Path(args.space_dir))
+    if folder is not None:
+        return write_space(pipe, folder)
     import gradio as gr
 
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -234,3 +234,40 @@ def test_without_gradio_the_page_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ValueError, match=r"needs gradio.*pip install '\.\[app\]'"):
         app.main(app.AppArguments())
+
+
+def written(tmp_path, folder):
+    """Write the pipeline of `tmp_path` as a Space."""
+    pytest.importorskip("gradio")
+    if not (tmp_path / "model").exists():
+        PIPES["named"]().save_pretrained(tmp_path / "model")
+    app.main(app.AppArguments(model=str(tmp_path / "model"), space_dir=str(folder)))
+
+
+def test_a_space_is_written_again_and_its_upload_is_told(tmp_path, capsys):
+    for folder in (tmp_path / "a space", tmp_path / "a space"):
+        written(tmp_path, folder)
+        assert (folder / "README.md").read_text().startswith(app.MARK)
+        told = capsys.readouterr().out
+        assert f"wrote a Space to {folder}: README.md, " in told
+        assert f"hf upload USER/NAME '{folder}' . --repo-type space\n" in told
+
+
+def test_files_that_are_no_space_are_not_replaced(tmp_path):
+    for name in ("README.md", "app.py", "notes.txt"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        with pytest.raises(ValueError, match=f"--space_dir {folder} holds files.*empty it"):
+            written(tmp_path, folder)
+        assert {f.name: f.read_text() for f in folder.iterdir()} == {name: "mine"}
+
+
+def test_a_space_needs_a_folder_that_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    refused = {" ": "is empty: name a folder", "file": "cannot be written.*choose another"}
+    for folder, message in (refused | {"/proc/x": "cannot be written", "": "is empty"}).items():
+        with pytest.raises(ValueError, match=f"^--space_dir {folder.strip()}.*{message}"):
+            written(tmp_path, folder)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "model"]
