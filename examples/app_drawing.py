@@ -6,6 +6,7 @@ so that many may draw with one pipeline, each by another sampler.
 
 import time
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 
 from fm_diffusers import DIFFUSIONS, FlowMatchingPipeline, GaussianFlowScheduler
 from fm_diffusers.flow_map_networks import distilled_guidance
+from fm_diffusers.pipelines.arguments import number as finite
 from fm_diffusers.pipelines.cards import steps_shown
 
 #: Choices beside the rows of the tables.
@@ -40,14 +42,15 @@ class Asked:
         number = within("Images", self.number, 1, MOST_IMAGES)
         seed = within("Seed", self.seed, 0, MOST_SEED)
         noise = [torch.Generator().manual_seed(seed + i) for i in range(number)]
-        told = {"guidance_scale": self.guidance_scale, "generator": noise}
+        scale = guidance_of(pipe, self.guidance_scale, self.condition)
+        told = {"guidance_scale": scale, "generator": noise}
         if pipe.takes == "text":
             return told | {"prompt": [self.condition] * number}
-        if pipe.takes == "nothing" or self.condition == NONE:
+        if pipe.takes == "nothing" or (self.condition == NONE and has_null(pipe)):
             return told | {"batch_size": number}
         every = [i % pipe.num_classes for i in range(number)]
-        labels = every if self.condition == EVERY else [self.condition] * number
-        return told | {"class_labels": labels}
+        one = None if self.condition == EVERY else class_of(pipe, self.condition)
+        return told | {"class_labels": every if one is None else [one] * number}
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,13 @@ class Sampler:
     def scheduler(self, config: Any) -> GaussianFlowScheduler:
         """Return the scheduler that samples so, for the network of another one's configuration."""
         noisy = self.diffusion != ODE
+        scale = strength(self.scale) if noisy else None
         return GaussianFlowScheduler.from_config(
             config,
             solver=self.solver,
             grid=None if self.grid == OWN_GRID else self.grid,
             diffusion=self.diffusion if noisy else None,
-            diffusion_kwargs={"scale": self.scale} if noisy and self.scale is not None else None,
+            diffusion_kwargs={"scale": scale} if noisy else None,
         )
 
 
@@ -88,11 +92,63 @@ class Drawing:
     seconds: float
 
 
+def filled(name: str, value: Any, way_out: str) -> Any:
+    """Return an entry that is not empty."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError(f"{name} is empty: {way_out}")
+    return value
+
+
 def within(name: str, value: Any, least: int, most: int) -> int:
     """Return an entry that is a whole number in a range."""
-    if not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {value}")
+    rule = f"a whole number from {least} to {most}"
+    if not isinstance(filled(name, value, f"enter {rule}"), int) or not least <= value <= most:
+        raise ValueError(f"{name} must be {rule}, got {value}")
     return value
+
+
+def strength(value: Any) -> float:
+    """Return how strong the noise on the way is."""
+    scale = finite(
+        "Strength", filled("Strength", value, "enter 1 for example"), "enter 1, or less"
+    )
+    if scale < 0:
+        raise ValueError(f"Strength must be 0, which is no noise, or more, got {value}")
+    return scale
+
+
+def has_null(pipe: FlowMatchingPipeline) -> bool:
+    """Return whether a network knows what no condition is, from which guidance leads away."""
+    return pipe.takes == "text" or pipe.config.null_label is not None
+
+
+def guidance_of(pipe: FlowMatchingPipeline, value: Any, condition: Any) -> float:
+    """Return a guidance scale that fits the network and what is drawn."""
+    name, learned = "Guidance scale", distilled_guidance(pipe.network)
+    scale = finite(name, filled(name, value, "enter 1 for no guidance"), "1 is no guidance")
+    if learned is not None:
+        least, most = learned if isinstance(learned, list | tuple) else (learned, learned)
+        if not least <= scale <= most:
+            rule = f"{least}" if least == most else f"from {least} to {most}"
+            raise ValueError(f"{name} must be {rule}, as the network has learned, got {value}")
+    elif scale != 1 and (condition == NONE or not has_null(pipe)):
+        why = "there is no class to guide to" if has_null(pipe) else "this network takes no other"
+        raise ValueError(f"{name} must be 1, which is no guidance, got {value}: {why}")
+    return scale
+
+
+def class_of(pipe: FlowMatchingPipeline, value: Any) -> int:
+    """Return the number of a class that is entered by its name or number."""
+    entry = filled("Class", value, "choose one of its list")
+    if isinstance(entry, str):
+        number = int(entry) if entry.strip().isdecimal() else None
+        entry = pipe.labels.get(entry.strip(), number)
+    if not isinstance(entry, int) or not 0 <= entry < pipe.num_classes:
+        close = get_close_matches(str(value), pipe.labels, n=1, cutoff=0.0)
+        hint = f": the closest name is {close[0]!r}" if close else ""
+        rule = f"one of its list, or a number from 0 to {pipe.num_classes - 1}"
+        raise ValueError(f"Class must be {rule}, got {value!r}{hint}")
+    return entry
 
 
 def draw(pipe: FlowMatchingPipeline, asked: Asked, sampler: Sampler) -> Drawing:
@@ -130,8 +186,7 @@ def draw(pipe: FlowMatchingPipeline, asked: Asked, sampler: Sampler) -> Drawing:
 
 def first_entries(pipe: FlowMatchingPipeline) -> tuple[Asked, dict[str, Sampler]]:
     """Return what the page shows at first: the pipeline's own sampler, as an ODE and as an SDE."""
-    guidable = pipe.takes == "text" or pipe.config.null_label is not None
-    learned = distilled_guidance(pipe.network) or (2.0 if guidable else 1.0)
+    learned = distilled_guidance(pipe.network) or (2.0 if has_null(pipe) else 1.0)
     guidance = learned[0] if isinstance(learned, list | tuple) else learned
     condition = {"text": "a picture", "labels": EVERY}.get(pipe.takes)
     own = GaussianFlowScheduler.from_config(pipe.scheduler.config).config

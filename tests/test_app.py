@@ -57,7 +57,7 @@ def pixels(pictures):
     ("sampler", "config"),
     [
         (Sampler("heun", "karras", 3), {"solver": "heun", "grid": "karras"}),
-        (Sampler("unipc", OWN_GRID, 3, "beta"), {"solver": "unipc", "diffusion": "beta"}),
+        (Sampler("unipc", OWN_GRID, 3, "beta", 1), {"solver": "unipc", "diffusion": "beta"}),
         (
             Sampler("ddim", "uniform", 3, "cps", 0.5),
             {"solver": "ddim", "grid": "uniform", "diffusion": "cps"}
@@ -75,7 +75,7 @@ def test_a_drawing_is_the_call_of_a_pipeline_with_that_scheduler(pipes, sampler,
 
 @pytest.mark.parametrize(
     ("condition", "labels"),
-    [(EVERY, [0, 1, 2, 0]), (NONE, [3] * 4), (1, [1] * 4), ("triangle", [2] * 4)],
+    [(EVERY, [0, 1, 2, 0]), (NONE, [3] * 4), (1, [1] * 4), ("triangle", [2] * 4), ("2 ", [2] * 4)],
 )
 def test_what_is_chosen_is_what_the_network_is_told(condition, labels):
     pipe, fed = PIPES["named"](), []
@@ -108,7 +108,7 @@ def test_the_evaluations_shown_are_those_that_the_network_was_asked_for(
     hook = pipe.unet.register_forward_pre_hook(lambda network, told: fed.append(len(told[0])))
     asked = Asked(0, 2 * guidance if solver == "flow_map" else guidance, 2, 0)
     try:
-        drawing = draw(pipe, asked, Sampler(solver, OWN_GRID, 3, diffusion))
+        drawing = draw(pipe, asked, Sampler(solver, OWN_GRID, 3, diffusion, 1.0))
     except ValueError as error:
         assert solver.startswith(("euler_m", "stochastic")) and diffusion == ODE, error
         return
@@ -169,16 +169,28 @@ REFUSED = {
     "no steps": (EULER, {"steps": 0}, {}, "Steps must be a whole number from 1 to 1000, got 0"),
     "many steps": (EULER, {"steps": 10**9}, {}, "Steps must be a whole number from 1 to 1000"),
     "half a step": (EULER, {"steps": 1.5}, {}, "Steps must be a whole number .*got 1.5"),
-    "steps left out": (EULER, {"steps": None}, {}, "Steps must be a whole number .*got None"),
+    "steps left out": (EULER, {"steps": None}, {}, "Steps is empty: enter a whole number from 1"),
     "no images": (EULER, {}, {"number": 0}, "Images must be a whole number from 1 to 100"),
     "many images": (EULER, {}, {"number": 10**9}, "Images must be a whole number from 1 to 100"),
     "seed": (EULER, {}, {"seed": -1}, "Seed must be a whole number from 0 to 4294967295"),
-    "class": (EULER, {}, {"condition": "cube"}, "'cube' is the name of no class, .* circle"),
-    "number": (EULER, {}, {"condition": 7}, r"must be integers in 0..2, got \[7\]"),
-    "guidance": (EULER, {}, {"guidance_scale": 1e300}, "guidance_scale must be a finite number"),
+    "no number": (EULER, {}, {"number": None}, "Images is empty: enter a whole number from 1"),
+    "no seed": (EULER, {}, {"seed": None}, "Seed is empty: enter a whole number from 0"),
+    "class": (
+        EULER,
+        {},
+        {"condition": "cir"},
+        "Class must .* 'cir': the closest name is 'circle'",
+    ),
+    "number": (EULER, {}, {"condition": "7"}, "Class must be one .* number from 0 to 2, got '7'"),
+    "no class": (EULER, {}, {"condition": None}, "Class is empty: choose one of its list"),
+    "guidance": (EULER, {}, {"guidance_scale": 1e300}, "Guidance scale must be a finite number"),
+    "no guidance": (EULER, {}, {"guidance_scale": None}, "Guidance scale is empty: enter 1 for"),
+    "to nothing": (EULER, {}, {"condition": NONE, "guidance_scale": 2}, "1, .* no class to guide"),
+    "no strength": (SDE, {"scale": None}, {}, "Strength is empty: enter 1 for example"),
+    "negative": (SDE, {"scale": -1}, {}, "Strength must be 0, which is no noise, or more, got -1"),
     "solver": (EULER, {"solver": "heum"}, {}, "unknown solver 'heum': choose one of euler"),
     "grid": (EULER, {"grid": "fine"}, {}, "unknown grid 'fine': choose one of"),
-    "noise": (EULER, {"diffusion": "loud"}, {}, "unknown diffusion 'loud': choose one of"),
+    "noise": (SDE, {"diffusion": "loud"}, {}, "unknown diffusion 'loud': choose one of"),
     "strength": (SDE, {"diffusion": "cps", "scale": 2}, {}, "scale .* must be at most 1"),
     "map": (MAP, {}, {}, "network is told where a step leads"),
 }
@@ -195,9 +207,9 @@ def test_what_cannot_be_drawn_is_told(pipes, name):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("conditional", "guidance"),
-        ("unconditional", "guidance"),
-        ("map", "guidance_scale=3.0 is not the one that the network has learned, 2.0"),
+        ("conditional", "Guidance scale must be 1, .*got 3.0: this network takes no other"),
+        ("unconditional", "Guidance scale must be 1"),
+        ("map", "Guidance scale must be 2.0, as the network has learned, got 3.0"),
         ("map of scales", None),
     ],
 )
@@ -209,6 +221,13 @@ def test_only_a_network_that_can_be_guided_is(pipes, kind, message):
         return
     with pytest.raises(ValueError, match=message):
         draw(pipes[kind], asked, sampler)
+
+
+def test_an_entry_that_a_network_has_not_learned_is_refused(pipes):
+    with pytest.raises(ValueError, match="Class must be one of its list.*got 'no class'"):
+        draw(pipes["conditional"], Asked(NONE, 1.0, 1, 0), EULER)
+    with pytest.raises(ValueError, match="Guidance scale must be from 1.5 to 4.0, as"):
+        draw(pipes["map of scales"], Asked(0, 1.0, 1, 0), MAP)
 
 
 @pytest.mark.parametrize("kind", PIPES)
@@ -234,40 +253,3 @@ def test_without_gradio_the_page_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ValueError, match=r"needs gradio.*pip install '\.\[app\]'"):
         app.main(app.AppArguments())
-
-
-def written(tmp_path, folder):
-    """Write the pipeline of `tmp_path` as a Space."""
-    pytest.importorskip("gradio")
-    if not (tmp_path / "model").exists():
-        PIPES["named"]().save_pretrained(tmp_path / "model")
-    app.main(app.AppArguments(model=str(tmp_path / "model"), space_dir=str(folder)))
-
-
-def test_a_space_is_written_again_and_its_upload_is_told(tmp_path, capsys):
-    for folder in (tmp_path / "a space", tmp_path / "a space"):
-        written(tmp_path, folder)
-        assert (folder / "README.md").read_text().startswith(app.MARK)
-        told = capsys.readouterr().out
-        assert f"wrote a Space to {folder}: README.md, " in told
-        assert f"hf upload USER/NAME '{folder}' . --repo-type space\n" in told
-
-
-def test_files_that_are_no_space_are_not_replaced(tmp_path):
-    for name in ("README.md", "app.py", "notes.txt"):
-        folder = tmp_path / name.replace(".", "-")
-        folder.mkdir()
-        (folder / name).write_text("mine")
-        with pytest.raises(ValueError, match=f"--space_dir {folder} holds files.*empty it"):
-            written(tmp_path, folder)
-        assert {f.name: f.read_text() for f in folder.iterdir()} == {name: "mine"}
-
-
-def test_a_space_needs_a_folder_that_can_be_written(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("mine")
-    refused = {" ": "is empty: name a folder", "file": "cannot be written.*choose another"}
-    for folder, message in (refused | {"/proc/x": "cannot be written", "": "is empty"}).items():
-        with pytest.raises(ValueError, match=f"^--space_dir {folder.strip()}.*{message}"):
-            written(tmp_path, folder)
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "model"]

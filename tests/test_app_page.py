@@ -21,7 +21,7 @@ from browser import TIMEOUT, browsing, needs
 from hub_server import HubServer
 from huggingface_hub import SpaceCard
 from processes import free_port
-from test_app import PIPES, SCRIPT
+from test_app import PIPES, SCRIPT, app
 
 ROOT = Path(__file__).parents[1]
 COUNT = "Evaluations of the network for each image: "
@@ -137,6 +137,45 @@ def test_the_documented_command_puts_it_on_the_hub(space):
         assert list(hub.repos) == [("space", words[1])]
     files = {str(f.relative_to(space)) for f in space.rglob("*") if f.is_file()}
     assert files <= set(pushed.files) and "pipeline/model_index.json" in files
+
+
+def written(tmp_path, folder):
+    """Write the pipeline of `tmp_path` as a Space."""
+    if not (tmp_path / "model").exists():
+        PIPES["named"]().save_pretrained(tmp_path / "model")
+    app.main(app.AppArguments(model=str(tmp_path / "model"), space_dir=str(folder)))
+
+
+@needs("gradio")
+def test_a_space_is_written_again_and_its_upload_is_told(tmp_path, capsys):
+    for folder in (tmp_path / "a space", tmp_path / "a space"):
+        written(tmp_path, folder)
+        assert (folder / "README.md").read_text().startswith(app.MARK)
+        told = capsys.readouterr().out
+        assert f"wrote a Space to {folder}: README.md, " in told
+        assert f"hf upload USER/NAME '{folder}' . --repo-type space\n" in told
+
+
+@needs("gradio")
+def test_files_that_are_no_space_are_not_replaced(tmp_path):
+    for name in ("README.md", "app.py", "notes.txt"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        with pytest.raises(ValueError, match=f"--space_dir {folder} holds files.*empty it"):
+            written(tmp_path, folder)
+        assert {f.name: f.read_text() for f in folder.iterdir()} == {name: "mine"}
+
+
+@needs("gradio")
+def test_a_space_needs_a_folder_that_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    refused = {" ": "is empty: name a folder", "file": "cannot be written.*choose another"}
+    for folder, message in (refused | {"/proc/x": "cannot be written", "": "is empty"}).items():
+        with pytest.raises(ValueError, match=f"^--space_dir {folder.strip()}.*{message}"):
+            written(tmp_path, folder)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "model"]
 
 
 @pytest.mark.slow
