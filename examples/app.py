@@ -12,7 +12,9 @@ how long it took, and the first image on its way from noise. `pip install '.[app
 writes the page and its pipeline as a Space, and puts it on the Hub.
 """
 
+import re
 import shlex
+import traceback
 import warnings
 from base64 import b64encode
 from collections.abc import Sequence
@@ -50,6 +52,14 @@ if TYPE_CHECKING:
     import gradio as gr
 
 TITLE = "One noise, two samplers"
+#: What the page calls the arguments that messages name.
+LABELS = {
+    "make it with a diffusion, diffusion=": "choose Noise on the way, ",
+    "the scale of the diffusion": "the Strength of the noise",
+    "solver=": "Solver ",
+}
+#: Takes the place of pictures; an empty text would leave them.
+NOTHING = "<div></div>"
 #: Pixels below which a picture is small.
 SMALL = 128
 #: Where the pipeline of a Space is.
@@ -62,6 +72,8 @@ STYLE = """
 .sheet figure {margin: 0; text-align: center; font-size: 12px}
 .sheet img {width: 100%; border-radius: 4px}
 .sheet img.small {image-rendering: pixelated}
+.refusal {padding: 10px 14px; border-left: 4px solid #dc2626; border-radius: 4px}
+.refusal {background: #fef2f2; color: #991b1b}
 """
 
 
@@ -104,24 +116,42 @@ def shown(drawing: Drawing) -> str:
     )
 
 
+def refusal(error: ValueError) -> str:
+    """Return an error as HTML by the labels of the page; after a traceback if it is a fault."""
+    if not is_ours(error):
+        traceback.print_exception(error)
+    text = str(error)
+    for pattern, words in LABELS.items():
+        text = re.sub(pattern, words, text)
+    return f'<p class="refusal" role="alert">{escape(text, quote=False)}</p>'
+
+
 def page(pipe: FlowMatchingPipeline) -> "gr.Blocks":
     """Return the page: what is drawn, and a column for each of the two samplers."""
     import gradio as gr
 
     asked, samplers = first_entries(pipe)
 
+    def fault(*shared: Any) -> str:
+        try:
+            Asked(*shared).arguments(pipe)
+        except ValueError as error:
+            return refusal(error)
+        return NOTHING
+
     def drawn(*entries: Any) -> str:  # gradio runs one at a time, whose warnings and time it has
+        asked, sampler = Asked(*entries[:4]), Sampler(*entries[4:])
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             try:
-                found = draw(pipe, Asked(*entries[:4]), Sampler(*entries[4:]))
+                found = shown(draw(pipe, asked, sampler))
             except ValueError as error:
-                text = escape(str(error), quote=False)
-                raise gr.Error(text, print_exception=not is_ours(error)) from error
+                # what is wrong for both columns is told above them
+                found = NOTHING if fault(*entries[:4]) != NOTHING else refusal(error)
         kinds = UserWarning, RuntimeWarning
         for text in dict.fromkeys(str(w.message) for w in told if issubclass(w.category, kinds)):
             gr.Warning(escape(text, quote=False))
-        return shown(found)
+        return found
 
     def own_scale(name: str) -> Any:
         value = None if name == ODE else DIFFUSIONS[name].scale
@@ -162,6 +192,7 @@ def page(pipe: FlowMatchingPipeline) -> "gr.Blocks":
                 gr.Number(asked.seed, label="Seed", min_width=120),
             ]
             button = gr.Button("Draw", variant="primary", min_width=160, scale=0)
+        gr.on([button.click, blocks.load], fault, shared, gr.HTML(padding=False))
         with gr.Row():
             for name, sampler in samplers.items():
                 with gr.Column():

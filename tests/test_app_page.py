@@ -89,14 +89,18 @@ def pictures(page, column, row=0):
     return images.evaluate_all("images => images.map(image => image.src)")
 
 
-def told(page, message, **entries):
-    """Fill in entries of the first column, draw, and wait for a message."""
+def told(page, message, columns=1, **entries):
+    """Fill in entries of the first column, draw, and wait for a message in place of pictures."""
+    from playwright.sync_api import expect
+
     for label, value in entries.items():
         entry = page.get_by_label(label, exact=True).first
         entry.fill(str(value))
         entry.press("Enter")
     page.get_by_role("button", name="Draw").click()
-    page.get_by_test_id("toast-text").filter(has_text=message).first.wait_for()
+    expect(page.locator(".refusal").filter(has_text=message)).to_have_count(1, timeout=TIMEOUT)
+    expect(page.locator(".refusal")).to_have_count(1)
+    expect(page.locator(".sheet")).to_have_count(3 * (2 - columns), timeout=TIMEOUT)
 
 
 @pytest.fixture(scope="module")
@@ -197,11 +201,13 @@ def test_a_space_draws_by_two_samplers_and_asks_nobody(space, tmp_path):
         assert len({*map(tuple, (first, fewer, heun, pictures(page, 1)))}) == 4
         assert noise == pictures(page, 0, row=1)[0] == pictures(page, 1, row=1)[0]
 
-        told(page, "Steps must be a whole number from 1 to 1000, got 0", Steps=0)
-        told(page, "class_labels 'cube' is the name of no class", Steps=3, Class="cube")
-        draw(page, 6, Class="square", Images=2, **{"Guidance scale": 1, "Solver": "heun"})
-        assert len(pictures(page, 0)) == 2
-        told(page, "network's output is not finite", **{"Guidance scale": 1e38})
+        told(page, "Steps must be a whole number from 1 to 1000, got 0", Steps=0, Images=3)
+        assert len(pictures(page, 0)) == 3  # of the other column
+        told(page, "Class must be one of its list", columns=2, Steps=3, Class="cube")
+        told(page, "Seed is empty", columns=2, Class="square", Seed="")
+        draw(page, 6, Images=2, Seed=0, **{"Guidance scale": 1, "Solver": "heun"})
+        assert len(pictures(page, 0)) == len(pictures(page, 1)) == 2
+        told(page, "choose Noise on the way, ", Solver="euler_maruyama")
         assert elsewhere == []
     assert proxy.asked == [] and "Traceback" not in log.read_text()
 
@@ -214,7 +220,7 @@ def test_a_flow_map_draws_in_one_evaluation_and_refuses_another_guidance(tmp_pat
         draw(page, 1), draw(page, 4, column=1)
         one = pictures(page, 0)
         assert pictures(page, 0, row=2)[0] == one[0]
-        told(page, "is not the one that the network has learned, 2.0", **{"Guidance scale": 3})
+        told(page, "must be 2.0, as the network has learned", columns=2, **{"Guidance scale": 3})
         draw(page, 5, Solver="predictor_corrector", Steps=5, **{"Guidance scale": 2})
         assert pictures(page, 0) != one and pictures(page, 0, row=1)[0] != one[0]
 
