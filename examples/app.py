@@ -12,6 +12,7 @@ how long it took, and the first image on its way from noise. `pip install '.[app
 writes the page and its pipeline as a Space, and puts it on the Hub.
 """
 
+import os
 import re
 import shlex
 import traceback
@@ -73,6 +74,7 @@ STYLE = """
 .sheet img {width: 100%; border-radius: 4px}
 .sheet img.small {image-rendering: pixelated}
 .refusal {padding: 10px 14px; border-left: 4px solid #dc2626; border-radius: 4px}
+.fault:not(:has(.refusal)) {display: none}
 .refusal {background: #fef2f2; color: #991b1b}
 """
 
@@ -192,7 +194,7 @@ def page(pipe: FlowMatchingPipeline) -> "gr.Blocks":
                 gr.Number(asked.seed, label="Seed", min_width=120),
             ]
             button = gr.Button("Draw", variant="primary", min_width=160, scale=0)
-        gr.on([button.click, blocks.load], fault, shared, gr.HTML(padding=False))
+        gr.on([button.click, blocks.load], fault, shared, gr.HTML(elem_classes="fault"))
         with gr.Row():
             for name, sampler in samplers.items():
                 with gr.Column():
@@ -244,6 +246,12 @@ def main(args: AppArguments) -> None:
     """Show the page, or write it down."""
     if find_spec("gradio") is None:
         raise ValueError("the page needs gradio, which is not installed: pip install '.[app]'")
+    port = os.environ.get("GRADIO_SERVER_PORT", "7860")  # which gradio reads as it is imported
+    if not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError(
+            f"GRADIO_SERVER_PORT must be a whole number from 1 to 65535, got {port!r}: set "
+            "another one, or unset it for 7860"
+        )
     folder = None if args.space_dir is None else space_folder(args.space_dir)
     pipe = FlowMatchingPipeline.from_pretrained(args.model)
     if folder is not None:

@@ -144,7 +144,7 @@ def class_of(pipe: FlowMatchingPipeline, value: Any) -> int:
         number = int(entry) if entry.strip().isdecimal() else None
         entry = pipe.labels.get(entry.strip(), number)
     if not isinstance(entry, int) or not 0 <= entry < pipe.num_classes:
-        close = get_close_matches(str(value), pipe.labels, n=1, cutoff=0.0)
+        close = get_close_matches(str(value), pipe.labels, n=1)
         hint = f": the closest name is {close[0]!r}" if close else ""
         rule = f"one of its list, or a number from 0 to {pipe.num_classes - 1}"
         raise ValueError(f"Class must be {rule}, got {value!r}{hint}")

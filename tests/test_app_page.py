@@ -89,6 +89,14 @@ def pictures(page, column, row=0):
     return images.evaluate_all("images => images.map(image => image.src)")
 
 
+def wait_for_images(page, number):
+    """Wait until the first column that shows pictures shows so many images."""
+    from playwright.sync_api import expect
+
+    images = page.locator(".sheet").first.locator("img")
+    expect(images).to_have_count(number, timeout=TIMEOUT)
+
+
 def told(page, message, columns=1, **entries):
     """Fill in entries of the first column, draw, and wait for a message in place of pictures."""
     from playwright.sync_api import expect
@@ -182,6 +190,14 @@ def test_a_space_needs_a_folder_that_can_be_written(tmp_path, monkeypatch):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "model"]
 
 
+@needs("gradio")
+@pytest.mark.parametrize("port", ["abc", "", "0", "99999"])
+def test_a_port_that_is_none_is_told(monkeypatch, port):
+    monkeypatch.setenv("GRADIO_SERVER_PORT", port)
+    with pytest.raises(ValueError, match=f"GRADIO_SERVER_PORT must be .* got '{port}': set"):
+        app.main(app.AppArguments(model="no/model"))
+
+
 @pytest.mark.slow
 @needs("gradio", "playwright", chromium=True)
 def test_a_space_draws_by_two_samplers_and_asks_nobody(space, tmp_path):
@@ -202,11 +218,11 @@ def test_a_space_draws_by_two_samplers_and_asks_nobody(space, tmp_path):
         assert noise == pictures(page, 0, row=1)[0] == pictures(page, 1, row=1)[0]
 
         told(page, "Steps must be a whole number from 1 to 1000, got 0", Steps=0, Images=3)
-        assert len(pictures(page, 0)) == 3  # of the other column
+        wait_for_images(page, 3)  # of the other column
         told(page, "Class must be one of its list", columns=2, Steps=3, Class="cube")
         told(page, "Seed is empty", columns=2, Class="square", Seed="")
         draw(page, 6, Images=2, Seed=0, **{"Guidance scale": 1, "Solver": "heun"})
-        assert len(pictures(page, 0)) == len(pictures(page, 1)) == 2
+        wait_for_images(page, 2)
         told(page, "choose Noise on the way, ", Solver="euler_maruyama")
         assert elsewhere == []
     assert proxy.asked == [] and "Traceback" not in log.read_text()
