@@ -57,7 +57,7 @@ TITLE = "One noise, two samplers"
 LABELS = {
     "make it with a diffusion, diffusion=": "choose Noise on the way, ",
     "the scale of the diffusion": "the Strength of the noise",
-    "solver=": "Solver ",
+    ", solver=": ", ",
 }
 #: Takes the place of pictures; an empty text would leave them.
 NOTHING = "<div></div>"

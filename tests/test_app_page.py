@@ -223,7 +223,7 @@ def test_a_space_draws_by_two_samplers_and_asks_nobody(space, tmp_path):
         told(page, "Seed is empty", columns=2, Class="square", Seed="")
         draw(page, 6, Images=2, Seed=0, **{"Guidance scale": 1, "Solver": "heun"})
         wait_for_images(page, 2)
-        told(page, "choose Noise on the way, ", Solver="euler_maruyama")
+        told(page, 'another solver, "predictor_corrector"', Solver="flow_map")
         assert elsewhere == []
     assert proxy.asked == [] and "Traceback" not in log.read_text()
 
