@@ -93,7 +93,8 @@ def test_a_split_that_is_trained_on_is_not_held_out(one, other, shared):
     assert overlap(one, other) == shared
 
     def arguments():
-        args = SimpleNamespace(dataset_split=one, validation_split=other, streaming=False)
+        told = {"streaming": False, "memory_limit": 4.0}
+        args = SimpleNamespace(dataset_split=one, validation_split=other, **told)
         return ImageArguments.__post_init__(args)
 
     if shared is None:
@@ -104,7 +105,8 @@ def test_a_split_that_is_trained_on_is_not_held_out(one, other, shared):
 
 
 def test_a_share_of_a_stream_is_refused():
-    args = SimpleNamespace(validation_split="0.1", streaming=True, max_train_steps=1)
+    told = {"streaming": True, "memory_limit": 4.0, "max_train_steps": 1}
+    args = SimpleNamespace(validation_split="0.1", **told)
     with pytest.raises(ValueError, match="of a stream cannot be told from the rest: name a split"):
         ImageArguments.__post_init__(args)
 
