@@ -213,10 +213,7 @@ def space_folder(name: str) -> Path:
     if not name.strip():
         raise ValueError("--space_dir is empty: name a folder, outputs/space for example")
     folder = Path(name)
-    try:
-        make(folder)
-    except ValueError as error:  # which names the flag of the trainings
-        raise ValueError(str(error).replace("--output_dir", "--space_dir", 1)) from error
+    make(folder, "--space_dir")
     card = folder / "README.md"
     ours = card.is_file() and card.read_bytes().startswith(MARK.encode())
     if not ours and any(folder.iterdir()):

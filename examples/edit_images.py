@@ -23,7 +23,7 @@ from fm_diffusers.training.folders import of_results
 from fm_diffusers.training.outputs import check_least
 from fm_diffusers.training.pictures import GUIDANCE
 from fm_diffusers.training.sheets import contact_sheet
-from fm_diffusers.training.tuning import image_channels
+from fm_diffusers.training.tuning import check_data
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
 
@@ -109,11 +109,7 @@ def check_shown(args: EditingArguments, pipe: FlowMatchingPipeline, data: ImageD
         raise ValueError("the pipeline takes prompts: name their column by --caption_column")
     if pipe.takes == "labels" and data.labels is None:
         raise ValueError("the pipeline takes classes: name their column by --label_column")
-    if data.shape[0] != (channels := image_channels(pipe)):
-        raise ValueError(
-            f"{args.model} takes {channels} channels, the images have {data.shape[0]}: choose "
-            "another --image_mode"
-        )
+    check_data(args, args.model, pipe, data)
 
 
 def edits(

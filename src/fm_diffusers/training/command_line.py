@@ -11,11 +11,12 @@ import json
 import sys
 import traceback
 from argparse import ArgumentParser
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import fm_diffusers
@@ -172,17 +173,29 @@ def is_ours(error: ValueError) -> bool:
     return beside and "site-packages" not in place.parts  # of an environment beside the script
 
 
-def refuse_unused(args: Any, owners: dict[str, str]) -> None:
-    """Raise a `ValueError` for a flag that only another objective reads.
+def unused(
+    args: Any, choice: str, owners: dict[str, str], usual: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[str]:
+    """Yield what is to be said of flags that only another choice reads.
 
     Args:
-        args: the arguments, with an `objective`.
-        owners: the objective of each flag.
+        args: the arguments.
+        choice: the flag that chooses, such as `objective`.
+        owners: the choice that reads each flag.
+        usual: what flags that are not said, None, are set to.
     """
-    for each in fields(args):
-        value, owner = getattr(args, each.name), owners.get(each.name, args.objective)
-        if owner != args.objective and value != each.default:
-            raise ValueError(
-                f"--{each.name} {value} is of --objective {owner}, and {args.objective} has no "
-                "use for it: drop it, or choose that objective"
+    chosen = getattr(args, choice)
+    defaults = {each.name: each.default for each in fields(args)}
+    for name, owner in owners.items():
+        value = getattr(args, name)
+        if owner != chosen and value not in (defaults[name], usual.get(name)):
+            yield (
+                f"--{name} {value} is of --{choice} {owner}, and {chosen} has no use for it: drop "
+                f"it, or choose that {choice}"
             )
+
+
+def refuse_unused(args: Any, owners: dict[str, str]) -> None:
+    """Raise a `ValueError` for a flag that only another objective reads."""
+    for told in unused(args, "objective", owners):
+        raise ValueError(told)

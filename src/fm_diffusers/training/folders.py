@@ -21,15 +21,15 @@ except ImportError:  # on Windows two runs are not told apart
 LOCK = ".run.lock"
 
 
-def make(folder: Path) -> None:
-    """Make a folder, and raise a `ValueError` if nothing can be written to it."""
+def make(folder: Path, flag: str = "--output_dir") -> None:
+    """Make the folder of a flag, and raise a `ValueError` if nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"0")
     except OSError as error:
         raise ValueError(
-            f"--output_dir {folder} cannot be written ({error.strerror}): choose another one"
+            f"{flag} {folder} cannot be written ({error.strerror}): choose another one"
         ) from error
 
 

@@ -15,6 +15,8 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
+from fm_diffusers.training.command_line import unused
+
 UNET_WIDTHS = {
     "help": "Widths of the U-Net's levels; by default of 32 64 64 the last, as many as the sides "
     "can be halved."
@@ -60,14 +62,8 @@ class NetworkArguments:
 
     def __post_init__(self) -> None:
         self.backbone = self.backbone or "unet"
-        for name, owner in OWNERS.items():
-            value = getattr(self, name)
-            if owner != self.backbone and value not in (None, DEFAULTS.get(name)):
-                warnings.warn(
-                    f"--{name} {value} is of --backbone {owner}, and {self.backbone} has no use "
-                    "for it: drop it, or choose that backbone",
-                    stacklevel=3,
-                )
+        for told in unused(self, "backbone", OWNERS, DEFAULTS):
+            warnings.warn(told, stacklevel=3)
         for name, value in DEFAULTS.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)

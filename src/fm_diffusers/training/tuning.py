@@ -159,11 +159,11 @@ def plain(value: Any) -> Any:
 
 def check_data(args: Any, name: str, pipe: FlowMatchingPipeline, data: ImageData) -> None:
     """Raise a `ValueError` if images have other channels than the pipeline `name`."""
-    channels = image_channels(pipe)
+    channels, mode = image_channels(pipe), args.image_mode
     if data.shape[0] != channels:
+        way_out = "choose another --image_mode" if mode is None else f"drop --image_mode {mode}"
         raise ValueError(
-            f"{name} takes {channels} channels, the images have {data.shape[0]}: drop "
-            f"--image_mode {args.image_mode}"
+            f"{name} takes {channels} channels, the images have {data.shape[0]}: {way_out}"
         )
 
 
